@@ -1,0 +1,129 @@
+"""The JSON documents of a lake: manifest, commit, quarantine record and success marker."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.layout import FORMAT_VERSION
+
+
+class Document(BaseModel):
+    """A frozen document; unknown members are kept out so that drift is seen in tests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerInfo(Document):
+    """A target layer of the run."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+class ModelInfo(Document):
+    """The model as it was used."""
+
+    name: str
+    weights: str | None
+    digest: str = Field(description="SHA-256 over parameter names and values as loaded.")
+    num_classes: int
+    class_names: list[str] | None
+    preprocess: dict[str, Any]
+    input_size: tuple[int, int] = Field(description="(height, width) of the tensor the model sees.")
+    layers: list[LayerInfo]
+    precision: str
+
+
+class MethodInfo(Document):
+    """A method with its resolved parameters and the layers it writes."""
+
+    key: str
+    name: str
+    layers: list[str] = Field(description="Layer names in the maps table; fused layers joined by '+'.")
+    signed: bool = Field(description="Maps may be negative (no ReLU).")
+    parameters: dict[str, Any]
+
+
+class Manifest(Document):
+    """``camlake.json``: what the lake is; written once, before any unit."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created: str = Field(description="UTC time, ISO 8601.")
+    run_id: str
+    job: dict[str, Any] = Field(description="The resolved job file, credentials left out.")
+    job_digest: str
+    inputs_digest: str = Field(description="SHA-256 over the plan's rows.")
+    units: int
+    model: ModelInfo
+    methods: list[MethodInfo]
+    attributes: dict[str, str] = Field(description="Attribute columns of the images table and their types.")
+    versions: dict[str, str] = Field(description="Library versions.")
+
+
+class ObjectInfo(Document):
+    """An object of a commit."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Commit(Document):
+    """``commits/<unit>.json``: the unit's result; the first that lands wins."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    unit_id: str
+    attempt: str
+    created: str
+    worker: str
+    images: dict[str, int] = Field(description="Number of images by status.")
+    maps: int
+    objects: list[ObjectInfo]
+    seconds: dict[str, float] = Field(description="Wall seconds: read, decode, wait, compute, write, total.")
+
+
+class Attempt(Document):
+    """One failed attempt at a unit."""
+
+    attempt: str
+    when: str
+    worker: str
+    kind: str = Field(description="'error', 'died', 'timeout', ...")
+    reason: str
+
+
+class Quarantine(Document):
+    """``quarantine/<unit>.json``: a unit that was given up, with its history."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    unit_id: str
+    created: str
+    attempts: list[Attempt]
+
+
+class Success(Document):
+    """``_SUCCESS.json``: everything planned is committed or quarantined, digests checked, orphans swept."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created: str
+    run_id: str
+    units: int
+    committed: int
+    quarantined: int
+    images: dict[str, int]
+    maps: int
+    objects: int
+    bytes: int
+    orphans_removed: int
+
+
+DOCUMENTS: dict[str, type[Document]] = {
+    "manifest": Manifest,
+    "commit": Commit,
+    "quarantine": Quarantine,
+    "success": Success,
+}

@@ -1,0 +1,31 @@
+"""Errors that a person reads: one sentence that names the file or field and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CamlakeError(Exception):
+    """Base of every error whose message is written for the user; commands print it without a traceback."""
+
+
+class InputError(CamlakeError):
+    """The job file, the data or the command line is wrong; commands exit with code 2."""
+
+
+class LakeError(CamlakeError):
+    """A lake does not hold what its commits say, or is of another format version."""
+
+
+def near(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
+    """Return up to ``limit`` of ``choices`` that resemble ``name``, best first."""
+    by_folded = {choice.casefold(): choice for choice in choices}
+    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=limit, cutoff=0.5)
+    return [by_folded[folded] for folded in found]
+
+
+def did_you_mean(name: str, choices: Iterable[str], limit: int = 3) -> str:
+    """Return ``" (did you mean a, b?)"`` for the choices near ``name``, or an empty string."""
+    found = near(name, choices, limit)
+    return f" (did you mean {', '.join(found)}?)" if found else ""
