@@ -1,0 +1,116 @@
+"""Values that sources take from records: paths into JSON, labels and ids."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from schemas.errors import InputError
+
+#: Suffixes of image files, the preferred first, in lower case.
+IMAGE_SUFFIXES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "jp2", "jpe", "jfif"),
+    *("avif", "heic", "heif", "dib", "ico", "tga"),
+)
+
+MISSING: Any = object()
+
+
+class LabelError(ValueError):
+    """A label that is neither an index nor a name; the message is one sentence."""
+
+
+def lookup(record: Any, path: str) -> Any:
+    """Return the value at ``path`` of a JSON-like record, or :data:`MISSING`.
+
+    Dots enter objects; a key that holds dots itself is found before its parts.
+    """
+    if not isinstance(record, Mapping):
+        return MISSING
+    if path in record:
+        return record[path]
+    start = path.find(".")
+    while start >= 0:
+        head, rest = path[:start], path[start + 1 :]
+        if head in record:
+            value = lookup(record[head], rest)
+            if value is not MISSING:
+                return value
+        start = path.find(".", start + 1)
+    return MISSING
+
+
+def as_label(value: Any, field: str) -> int | str | None:
+    """Return a label as the contract has it: a class index, a class name, or None where there is none.
+
+    A string stays a name even if it is of digits: the model's resolver looks for a class of that name first and
+    takes digits as an index only where there is none.
+
+    Raises:
+        LabelError: the value is neither.
+    """
+    if value is None or value is MISSING:
+        return None
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        if value != value:  # NaN is how tables write a missing number
+            return None
+        if value.is_integer():
+            return int(value)
+    if isinstance(value, str):
+        return value.strip() or None
+    raise LabelError(f"the label in '{field}' is {_shown(value)}, neither a class index nor a class name")
+
+
+def as_id(value: Any) -> str | None:
+    """Return an image id as text that UTF-8 can write, or None where there is none."""
+    if value is None or value is MISSING or value == "":
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def unique(name: str, seen: set[str]) -> str:
+    """Return ``name``, or ``name#2``, ``name#3``, ... where it was seen before; the result is added to ``seen``."""
+    candidate, number = name, 1
+    while candidate in seen:
+        number += 1
+        candidate = f"{name}#{number}"
+    seen.add(candidate)
+    return candidate
+
+
+def require_fields(wanted: Mapping[str, str], known: Sequence[str], place: str, kind: str) -> None:
+    """Check that the job file's fields exist.
+
+    Args:
+        wanted: field of the job file -> the name that it gives; a dot may enter a column of objects.
+        known: the names that exist.
+        place: where they were looked for.
+        kind: what the names are ("column").
+
+    Raises:
+        InputError: a name is missing; the message lists the near ones, or all.
+    """
+    for field, name in wanted.items():
+        if not any(name == other or name.startswith(f"{other}.") for other in known):
+            raise InputError(
+                f"{field}: {place} has no {kind} '{name}'{closest(name, known)}; it has: {', '.join(known) or 'none'}"
+            )
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean a?)"`` for names that resemble ``name`` or its last part."""
+    names = list(known)
+    found = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    last = name.rpartition(".")[2]
+    found += [other for other in names if other.rpartition(".")[2] == last and other not in found]
+    return f" (did you mean {', '.join(found[:3])}?)" if found else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
