@@ -1,0 +1,126 @@
+"""Reading the JSON documents of a lake, with errors that name the object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from pipeline.lake.parallel import THREADS, ahead
+from pipeline.lake.store import LakeStore, MissingObjectError
+from schemas import layout
+from schemas.documents import Commit, Document, Manifest, Quarantine, Success
+from schemas.errors import InputError, LakeError
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+#: ``attempt`` of the commits with which finalize closes the slots of quarantined units; they name no objects.
+CLOSED = "quarantined"
+
+
+def read_document(store: LakeStore, path: str, kind: type[AnyDocument]) -> AnyDocument:
+    """Read and validate one document.
+
+    Raises:
+        MissingObjectError: it is not there.
+        LakeError: it is of another format version, or not valid.
+    """
+    data = store.get(path)
+    try:
+        version = json.loads(data).get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise LakeError(f"{store.where(path)} is no JSON object ({error}); the object is damaged") from error
+    if version != layout.FORMAT_VERSION:
+        raise LakeError(
+            f"{store.where(path)}: format_version is {version}, and this release reads {layout.FORMAT_VERSION}; "
+            "open the lake with the release that wrote it"
+        )
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise LakeError(
+            f"{store.where(path)}: '{field}' is not valid ({first['msg']}); the object is damaged"
+        ) from error
+
+
+def read_manifest(store: LakeStore) -> Manifest:
+    """Read ``camlake.json``.
+
+    Raises:
+        InputError: there is no lake here.
+        LakeError: it is of another format version, or damaged.
+    """
+    try:
+        return read_document(store, layout.MANIFEST, Manifest)
+    except MissingObjectError as error:
+        raise InputError(f"'{store.uri}' holds no lake ({layout.MANIFEST} is not there); check the URI") from error
+
+
+def read_success(store: LakeStore) -> Success | None:
+    """Read ``_SUCCESS.json``, or return None where the lake is not finished."""
+    try:
+        return read_document(store, layout.SUCCESS, Success)
+    except MissingObjectError:
+        return None
+
+
+def units_in(store: LakeStore, folder: str) -> set[str]:
+    """Ids of the units that have a document in ``commits`` or ``quarantine``, from one listing."""
+    names = (entry.path.removeprefix(f"{folder}/") for entry in store.list(folder))
+    return {name.removesuffix(".json") for name in names if name.endswith(".json") and "/" not in name}
+
+
+def read_commit(store: LakeStore, unit_id: str) -> Commit:
+    """Read one unit's commit.
+
+    Raises:
+        MissingObjectError: the unit has none.
+        LakeError: it is damaged, or of another unit.
+    """
+    path = layout.commit(unit_id)
+    commit = read_document(store, path, Commit)
+    if commit.unit_id != unit_id:
+        raise LakeError(
+            f"{store.where(path)} is the commit of unit '{commit.unit_id}'; delete it and run the job again"
+        )
+    return commit
+
+
+def read_commits(store: LakeStore, threads: int = THREADS) -> Iterator[Commit]:
+    """Yield the commits so far in the order of the unit ids, those that close quarantined units too."""
+    return ahead(lambda unit: read_commit(store, unit), sorted(units_in(store, layout.COMMITS)), threads)
+
+
+def read_quarantine(store: LakeStore, unit_id: str) -> Quarantine:
+    """Read why a unit was given up.
+
+    Raises:
+        MissingObjectError: it was not.
+    """
+    return read_document(store, layout.quarantine(unit_id), Quarantine)
+
+
+def to_bytes(document: Document) -> bytes:
+    """A document as it is stored."""
+    return document.model_dump_json(indent=1).encode()
+
+
+def is_closed(commit: Commit) -> bool:
+    """The commit closes the slot of a quarantined unit and holds no result."""
+    return commit.attempt == CLOSED
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, leaf) of a JSON value; empty containers are leaves."""
+    if isinstance(value, dict) and value:
+        for name, member in value.items():
+            yield from flatten(member, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list | tuple) and value:
+        for number, member in enumerate(value):
+            yield from flatten(member, f"{path}[{number}]")
+    else:
+        yield path, value
