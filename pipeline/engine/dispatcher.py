@@ -1,0 +1,294 @@
+"""The driver's side: hands units to Ray actors, one replica each, and accounts for every one of them.
+
+Ray Core and a ``ray.wait`` loop, not Ray Data: there a unit that kills its process is retried without end or takes
+its neighbours with it. Two units are in flight per worker, so that the next one's bytes are read while this one
+computes. A death therefore has several suspects: each runs again alone, and only a unit that dies alone, or that
+fails with an error of its own, has spent an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
+
+from pipeline.engine.outcome import Outcome, WorkerInfo
+from schemas.documents import Attempt
+from schemas.errors import CamlakeError
+from schemas.job import Workers
+from schemas.unit import Unit
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 2
+#: Consecutive failures to start a worker after which the run ends.
+MAX_START_FAILURES = 3
+_POLL_SECONDS = 0.5
+
+
+class Monitor(Protocol):
+    """Is told what happens; see :mod:`pipeline.engine.progress`."""
+
+    def worker_ready(self, info: WorkerInfo) -> None:
+        """A worker has loaded its replica."""
+
+    def worker_lost(self, name: str, reason: str) -> None:
+        """A worker died."""
+
+    def unit_done(self, outcome: Outcome) -> None:
+        """A unit is committed."""
+
+    def unit_failed(self, unit: Unit, attempt: Attempt, final: bool) -> None:
+        """An attempt failed; ``final``: the unit is given up."""
+
+    def in_progress(self, images: int) -> None:
+        """Images explained in units that are not committed yet."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """A worker and what it is doing."""
+
+    name: str
+    actor: Any
+    info: WorkerInfo | None = None
+    alone: bool = False
+    flights: dict[Any, Flight] = field(default_factory=dict)
+    images: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """An attempt at a unit that is under way."""
+
+    unit: Unit
+    attempt: str
+
+
+class Dispatcher:
+    """Runs units on a pool of actors until each is committed or given up.
+
+    Args:
+        spawn: makes an actor of the given name; its class has the methods of
+            :class:`pipeline.engine.worker.AttributionWorker`.
+        workers: pool size and attempts.
+        monitor: is told what happens.
+        give_up: records a unit whose attempts are spent, with its history.
+    """
+
+    def __init__(
+        self,
+        spawn: Callable[[str], Any],
+        workers: Workers,
+        monitor: Monitor,
+        give_up: Callable[[Unit, list[Attempt]], None],
+    ) -> None:
+        self._spawn = spawn
+        self._workers = workers
+        self._monitor = monitor
+        self._give_up = give_up
+        self._slots: list[Slot] = []
+        self._refs: dict[Any, tuple[Slot, str]] = {}
+        self._suspects: deque[Unit] = deque()
+        self._history: dict[str, list[Attempt]] = {}
+        self._units: Iterator[Unit] = iter(())
+        self._left = 0
+        self._size = workers.max
+        self._start_failures = 0
+        self._spawned = 0
+        self._polled = 0.0
+        self.stopping = False
+        self._deadline = float("inf")
+
+    def stop(self, grace: float = float("inf")) -> None:
+        """Hand out no more units; :meth:`run` returns when those in flight are done, or after ``grace`` seconds.
+
+        Units that are abandoned then are done by the next run. Safe to call from a signal handler.
+        """
+        self.stopping = True
+        self._deadline = min(self._deadline, time.monotonic() + grace)
+
+    def run(self, units: Iterator[Unit], count: int) -> None:
+        """Run the ``count`` units of ``units``, which are drawn one by one as workers can take them.
+
+        Raises:
+            CamlakeError: a worker cannot start because of wrong input, or workers keep dying before they are ready.
+        """
+        self._units = units
+        self._left = count
+        self._size = min(self._workers.max, count)
+        try:
+            while True:
+                self._assign()
+                if not self._busy() and (self.stopping or not self._work_left()):
+                    return
+                if time.monotonic() > self._deadline:
+                    return
+                self._collect()
+        finally:
+            self._shut_down()
+
+    # Handing out
+
+    def _draw(self) -> Unit | None:
+        unit = next(self._units, None)
+        self._left = 0 if unit is None else self._left - 1
+        return unit
+
+    def _busy(self) -> bool:
+        return any(slot.flights for slot in self._slots)
+
+    def _assign(self) -> None:
+        if self.stopping:
+            return
+        for depth in range(1, IN_FLIGHT + 1):
+            for slot in self._slots:
+                self._fill(slot, depth)
+        while self._work_left() and len(self._slots) < self._size:
+            self._spawned += 1
+            name = f"worker-{self._spawned:03d}"
+            slot = Slot(name, self._spawn(name))
+            self._slots.append(slot)
+            self._refs[slot.actor.start.remote()] = (slot, "start")
+
+    def _fill(self, slot: Slot, depth: int) -> None:
+        if slot.info is None or slot.alone:
+            return
+        if self._suspects and not slot.flights:
+            slot.alone = True
+            self._send(slot, self._suspects.popleft())
+        # What a worker holds in advance must not be what another is waiting for.
+        elif len(slot.flights) < depth and (depth == 1 or self._left > sum(not other.flights for other in self._slots)):
+            unit = self._draw()
+            if unit is not None:
+                self._send(slot, unit)
+
+    def _work_left(self) -> bool:
+        return bool(self._suspects) or self._left > 0
+
+    def _send(self, slot: Slot, unit: Unit) -> None:
+        flight = Flight(unit, uuid.uuid4().hex[:12])
+        ref = slot.actor.process.remote(unit, flight.attempt)
+        slot.flights[ref] = flight
+        self._refs[ref] = (slot, "unit")
+
+    # Taking in
+
+    def _collect(self) -> None:
+        now = time.monotonic()
+        if now - self._polled > 1.0:
+            self._polled = now
+            asked = {id(slot) for slot, what in self._refs.values() if what == "progress"}
+            for slot in self._slots:
+                if slot.flights and id(slot) not in asked:
+                    self._refs[slot.actor.progress.remote()] = (slot, "progress")
+        ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=_POLL_SECONDS)
+        for ref in ready:
+            # The death of a worker takes its other references along.
+            if ref not in self._refs:
+                continue
+            slot, what = self._refs.pop(ref)
+            flight = slot.flights.pop(ref, None)
+            try:
+                result = ray.get(ref)
+            except (RayActorError, OutOfMemoryError) as error:
+                if isinstance(error, ActorUnavailableError) and what == "progress":
+                    continue
+                self._died(slot, flight, error)
+            except RayTaskError as error:
+                self._raised(slot, what, flight, error)
+            else:
+                self._returned(slot, what, flight, result)
+
+    def _returned(self, slot: Slot, what: str, flight: Flight | None, result: Any) -> None:
+        if what == "start":
+            slot.info = result
+            self._start_failures = 0
+            self._monitor.worker_ready(result)
+        elif what == "progress":
+            slot.images = result if slot.flights else 0
+            self._monitor.in_progress(sum(other.images for other in self._slots))
+        elif flight is not None:
+            slot.alone = False
+            slot.images = 0
+            self._history.pop(flight.unit.unit_id, None)
+            self._monitor.unit_done(result)
+
+    def _raised(self, slot: Slot, what: str, flight: Flight | None, error: RayTaskError) -> None:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if what == "progress":
+            return
+        if flight is None:
+            # A replica that cannot be loaded fails on every worker alike: once is enough.
+            raise (
+                cause
+                if isinstance(cause, CamlakeError)
+                else CamlakeError(
+                    f"worker '{slot.name}' cannot start: {_sentence(cause)}; the traceback is in the worker's log"
+                )
+            ) from error
+        log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, error)
+        slot.alone = False
+        self._charge(slot, flight, "error", _sentence(cause))
+
+    def _died(self, slot: Slot, flight: Flight | None, error: Exception) -> None:
+        reason = _sentence(error)
+        flights = [*([flight] if flight else []), *slot.flights.values()]
+        was_ready, was_alone = slot.info is not None, slot.alone or len(flights) == 1
+        self._drop(slot)
+        self._monitor.worker_lost(slot.name, reason)
+        if not was_ready:
+            self._start_failures += 1
+            if self._start_failures >= MAX_START_FAILURES:
+                raise CamlakeError(
+                    f"{self._start_failures} workers in a row died before they were ready: {reason}; "
+                    "check the memory and the GPU of the workers, and their logs"
+                ) from error
+        node_lost = getattr(error, "preempted", False)
+        for suspect in flights:
+            if was_alone and not node_lost:
+                self._charge(slot, suspect, "died", reason)
+            else:
+                self._suspects.append(suspect.unit)
+
+    def _charge(self, slot: Slot, flight: Flight, kind: str, reason: str) -> None:
+        history = self._history.setdefault(flight.unit.unit_id, [])
+        attempt = Attempt(
+            attempt=flight.attempt,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            worker=slot.name,
+            kind=kind,
+            reason=reason,
+        )
+        history.append(attempt)
+        final = len(history) >= self._workers.attempts
+        if final:
+            self._give_up(flight.unit, history)
+            del self._history[flight.unit.unit_id]
+        else:
+            self._suspects.append(flight.unit)
+        self._monitor.unit_failed(flight.unit, attempt, final)
+
+    def _drop(self, slot: Slot) -> None:
+        self._slots.remove(slot)
+        self._refs = {ref: entry for ref, entry in self._refs.items() if entry[0] is not slot}
+        ray.kill(slot.actor)
+
+    def _shut_down(self) -> None:
+        for slot in list(self._slots):
+            self._drop(slot)
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of an error with its type, at most 500 characters."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500]

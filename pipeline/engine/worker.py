@@ -1,0 +1,152 @@
+"""The replica's side: one model, and units turned into committed results. Works with and without Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from pipeline.attributor import Attributor
+from pipeline.cam.selection import TargetSelector
+from pipeline.engine.clock import StageClock
+from pipeline.engine.explain import UnitExplainer
+from pipeline.engine.outcome import Outcome, WorkerInfo
+from pipeline.engine.reading import Prepared, ReadAhead, prepare, prepare_all
+from pipeline.lake.sink import Sink
+from pipeline.models.replica import Replica, load_replica
+from pipeline.sources import open_source
+from pipeline.sources.base import Sample, UnitError
+from schemas.documents import Manifest
+from schemas.errors import InputError
+from schemas.job import Job
+from schemas.registries import SINKS, implementation
+from schemas.unit import Unit
+
+
+def build_attributor(job: Job, replica: Replica) -> Attributor:
+    """Return the compute core for a job's methods on a replica."""
+    return Attributor(
+        replica.model,
+        methods=list(job.methods),
+        layers=replica.layers,
+        head=replica.head,
+        batch_size=job.compute.batch_size,
+        mask_batch=job.compute.mask_batch,
+        seed=job.compute.seed,
+        activation=job.model.activation,
+        device=replica.device,
+    )
+
+
+class AttributionWorker:
+    """Holds a replica and processes units; the actor that the dispatcher talks to.
+
+    Args:
+        job: the resolved job.
+        manifest: the lake's manifest; None writes nothing (``plan`` times a few images this way).
+        name: the worker's name, as commits record it.
+        device: torch device; None takes the GPU that Ray assigned, or else the CPU.
+    """
+
+    def __init__(self, job: Job, manifest: Manifest | None, name: str, device: str | None = None) -> None:
+        self.job = job
+        self.manifest = manifest
+        self.name = name
+        self._device = device or ("cuda" if job.workers.gpus > 0 else "cpu")
+        # Only one unit at a time is decoded and computed: a crash there is charged to the right one.
+        self._computing = threading.Lock()
+        self._writing = threading.Lock()
+        self._images_done = 0
+
+    def start(self) -> WorkerInfo:
+        """Load the replica and open source and sink.
+
+        Raises:
+            InputError: the model, the weights or the source cannot be had, or the weights are not the lake's any more.
+        """
+        job = self.job
+        if self._device == "cpu":
+            torch.set_num_threads(job.compute.threads or max(1, int(job.workers.cpus)))
+        method_layers = [layer for method in job.methods for layer in method.layers or ()]
+        self.replica = load_replica(job.model, device=self._device, method_layers=method_layers)
+        if self.manifest is not None and self.replica.digest != self.manifest.model.digest:
+            raise InputError(
+                f"model.weights: {job.model.weights} changed since the run began "
+                f"(digest {self.replica.digest[:12]}, the lake has {self.manifest.model.digest[:12]}); "
+                "restore the weights, or write to another output.uri"
+            )
+        self.attributor = build_attributor(job, self.replica)
+        self.selector = TargetSelector(
+            job.targets, class_index=self.replica.class_index, activation=job.model.activation
+        )
+        self.source = open_source(job.source)
+        self.sink: Sink | None = None
+        if self.manifest is not None:
+            self.sink = implementation(SINKS, "sink", "lake").SINK(job.output, self.manifest)
+        self._pool = ThreadPoolExecutor(job.compute.decode_threads, thread_name_prefix="decode")
+        return WorkerInfo(self.name, socket.gethostname(), str(self.replica.device), os.getpid())
+
+    def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
+        """Decode and preprocess ``samples`` on the worker's threads, in order."""
+        task = partial(prepare, preprocess=self.replica.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
+        return prepare_all(samples, task, self._pool, ahead=2 * self.job.compute.batch_size, clock=clock)
+
+    def explainer(self, on_images: Callable[[int], None] = lambda count: None) -> UnitExplainer:
+        """Return a fresh explainer for one unit."""
+        return UnitExplainer(self.job, self.replica, self.attributor, self.selector, on_images)
+
+    def process(self, unit: Unit, attempt: str) -> Outcome:
+        """Explain every image of ``unit`` and commit the result; returns what the commit says.
+
+        While one unit computes, the next one's bytes are read and the last one's result is written.
+        """
+        if self.sink is None:
+            raise RuntimeError("the worker was started without a manifest; it cannot write")
+        clock, began = StageClock(), time.perf_counter()
+        ahead = ReadAhead(self.source, unit, max_bytes=self.job.compute.read_ahead_mb * 2**20, clock=clock)
+        try:
+            with self._computing:
+                self._images_done = 0
+                explainer = self.explainer(self._count)
+                explainer.add_all(self.prepared(tolerate_damage(ahead, unit), clock), clock)
+                with clock.measure("compute"):
+                    result = explainer.result(unit.unit_id, attempt, self.name, {})
+                self._images_done = 0
+        finally:
+            ahead.close()
+        with self._writing:
+            clock.add("total", time.perf_counter() - began)
+            written = self.sink.write(replace(result, seconds=clock.seconds()))
+        commit = written.commit
+        return Outcome(
+            unit_id=unit.unit_id,
+            attempt=commit.attempt,
+            worker=commit.worker,
+            images=commit.images,
+            maps=commit.maps,
+            bytes=sum(item.size for item in commit.objects),
+            seconds=dict(commit.seconds),
+            ours=written.ours,
+        )
+
+    def _count(self, images: int) -> None:
+        self._images_done += images
+
+    def progress(self) -> int:
+        """Images of the current unit that are explained so far."""
+        return self._images_done
+
+
+def tolerate_damage(samples: Iterator[Sample] | ReadAhead, unit: Unit) -> Iterator[Sample]:
+    """Yield ``samples``; where the shard is damaged, end with a sample that says so, so that the good ones are kept."""
+    try:
+        yield from samples
+    except UnitError as error:
+        yield Sample(f"{unit.unit_id}#damaged", unit.uri, None, error=str(error))
