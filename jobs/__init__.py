@@ -1,0 +1,1 @@
+"""What a person or a cluster starts: the commands and the demo."""

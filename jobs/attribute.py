@@ -1,0 +1,136 @@
+"""``camlake attribute``: run an attribution job on Ray, or go on where it stopped."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.config import absolute, load_job
+from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
+from pipeline.engine.clock import STAGES
+from pipeline.engine.progress import clock_time, megabytes
+from pipeline.engine.run import RunResult
+from pipeline.engine.run import attribute as run_attribution
+from schemas.errors import InputError
+from schemas.job import Job
+
+
+def attribute(
+    job_file: Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file; any fsspec URI.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a field: --set targets.top_k=3")
+    ] = None,
+    max_failed: Annotated[
+        float | None,
+        typer.Option(help="Images that may fail before the exit code is 1: a share below 1, a count from 1 on."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
+    ] = None,
+) -> None:
+    """Explain every image of a source and write the lake; the same command again does what is left.
+
+    Exit codes: 0 done; 1 done, with more failures than --max-failed; 2 wrong input; 3 could not finish;
+    130 or 143 interrupted.
+    """
+    with plain_errors():
+        given = overrides or []
+        if max_failed is not None:
+            given = [*given, f"max_failed={max_failed}"]
+        job = absolute(load_job(job_file, given))
+        raise typer.Exit(run(job, address))
+
+
+def run(job: Job, address: str | None = None) -> int:
+    """Run a job on Ray, print its summary and return the exit code."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    result = run_attribution(job, lambda: connect(job, address), say=say)
+    print_summary(result)
+    if result.signal is not None:
+        print(
+            f"interrupted with {_units_done(result)} of {result.monitor.units} units done; "
+            "the same command does the rest"
+        )
+        return 128 + result.signal
+    return exit_code(result, job.max_failed)
+
+
+def connect(job: Job, address: str | None) -> None:
+    """Join a Ray cluster, or start a Ray of this machine's size.
+
+    Raises:
+        InputError: the Ray that is started here can never hold the workers that must be able to start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    joins = address or os.environ.get("RAY_ADDRESS")
+    if joins:
+        try:
+            ray.init(address=joins, log_to_driver=True)
+        except ConnectionError as error:
+            raise InputError(f"no Ray cluster answers at '{joins}' ({error}); check --address or RAY_ADDRESS") from None
+        return
+    ray.init(include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+    have, workers = ray.cluster_resources(), job.workers
+    for name, each in {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}.items():
+        if each * workers.min > have.get(name, 0.0):
+            field = {"CPU": "workers.cpus", "GPU": "workers.gpus"}.get(name, f"workers.resources.{name}")
+            raise InputError(
+                f"{field}: {workers.min} worker(s) of {each:g} {name} do not fit on this machine, which has "
+                f"{have.get(name, 0.0):g}; lower it or workers.min, or join a cluster with --address"
+            )
+
+
+def exit_code(result: RunResult, max_failed: float) -> int:
+    """0 where the failures are within bounds, else 1; a unit that was given up is always a failure."""
+    if result.success is None:
+        return EXIT_FAILURES
+    total = sum(result.success.images.values())
+    failed = total - result.success.images.get("ok", 0)
+    allowed = max_failed * total if max_failed < 1 else max_failed
+    return EXIT_DONE if failed <= allowed and not result.success.quarantined else EXIT_FAILURES
+
+
+def _units_done(result: RunResult) -> int:
+    return result.resumed_units + result.monitor.done.units
+
+
+def print_summary(result: RunResult) -> None:
+    """Print what the run did, and where its workers' time went."""
+    monitor, done = result.monitor, result.monitor.done
+    elapsed = monitor.elapsed()
+    print(
+        f"\nthis run   {done.units} units, {done.total_images} images, {done.maps} maps, {megabytes(done.bytes)} "
+        f"in {clock_time(elapsed)} ({done.total_images / max(elapsed, 1e-9):.1f} images/s with start-up)"
+    )
+    for worker, seconds in sorted(monitor.seconds.items()):
+        parts = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in STAGES)
+        print(f"           {worker} seconds: {parts}")
+    if monitor.slowest:
+        print(f"           slowest units: {', '.join(f'{unit} ({taken:.1f} s)' for taken, unit in monitor.slowest)}")
+    if monitor.retried or monitor.lost:
+        print(f"           {monitor.retried} attempts failed and were repeated, {len(monitor.lost)} workers died")
+    success = result.success
+    if success is not None:
+        statuses = ", ".join(f"{count} {status}" for status, count in success.images.items()) or "none"
+        print(
+            f"lake       {success.committed} + {success.quarantined} quarantined = {success.units} units; "
+            f"images: {statuses} = {sum(success.images.values())}; {success.maps} maps, "
+            f"{megabytes(success.bytes)} in {success.objects} objects"
+        )
+        for unit, reason in monitor.quarantined:
+            print(f"           quarantined {unit}: {reason}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main_of(attribute)

@@ -1,0 +1,45 @@
+"""The ``camlake`` command. A new command is one new file plus one line here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+#: Command name -> (module, function). Modules are imported when their command runs, so that `status` needs no torch.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("jobs.demo.command", "demo"),
+    "plan": ("jobs.plan", "plan"),
+    "attribute": ("jobs.attribute", "attribute"),
+    "status": ("jobs.status", "status"),
+    "verify": ("jobs.verify", "verify"),
+    "show": ("jobs.show", "show"),
+    "schema": ("jobs.schema", "schema"),
+}
+
+
+def build(only: str | None = None) -> typer.Typer:
+    """Return the application with all commands, or with ``only`` one of them."""
+    app = typer.Typer(
+        name="camlake",
+        help="Class-activation maps for a whole dataset, as a lake you can query.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)
+    for name, (module, function) in COMMANDS.items():
+        if only is None or name == only:
+            app.command(name)(getattr(importlib.import_module(module), function))
+    return app
+
+
+def main() -> None:
+    """Run ``camlake COMMAND ...``."""
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    build(asked if asked in COMMANDS else None)()
+
+
+if __name__ == "__main__":
+    main()

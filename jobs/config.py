@@ -1,0 +1,115 @@
+"""Reads job files: YAML, overrides from the command line, and errors in one sentence each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+from pydantic import ValidationError
+
+from schemas.errors import InputError
+from schemas.job import Job
+
+# Tags of the methods' union stand in pydantic's locations but not in the file.
+_TAGS = {"plain", "smooth_grad_cam_pp", "score_cam"}
+
+
+def load_job(uri: str, overrides: list[str] | None = None) -> Job:
+    """Read the job file at ``uri`` (any fsspec URI), apply ``path=value`` overrides and validate.
+
+    Raises:
+        InputError: the file cannot be read, is no YAML, or a field is wrong; names the file, the field and the remedy.
+    """
+    try:
+        with fsspec.open(uri, "rt", encoding="utf-8") as file:
+            document = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise InputError(f"job file '{uri}' does not exist; check the path") from None
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise InputError(f"job file '{uri}' is not UTF-8 text; a job file is YAML") from None
+        raise InputError(f"job file '{uri}' cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise InputError(f"job file '{uri}'{where}: {problem}; mend the YAML there") from None
+    if not isinstance(document, dict):
+        raise InputError(f"job file '{uri}' holds no mapping at its top; it must have source, model, methods, output")
+    for override in overrides or []:
+        _override(document, override)
+    return parse_job(document, uri)
+
+
+def parse_job(document: dict[str, Any], name: str = "job") -> Job:
+    """Validate a job given as a mapping; ``name`` stands in the messages."""
+    try:
+        return Job.model_validate(document)
+    except ValidationError as error:
+        lines = [_sentence(problem) for problem in error.errors()]
+        raise InputError(f"job file '{name}': {'; '.join(lines)}") from None
+
+
+def _sentence(problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
+    if problem["type"] == "missing":
+        return f"{path} is missing; add it"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    given = problem.get("input")
+    shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise InputError(f"--set {override}: write it as path=value, e.g. --set targets.top_k=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not valid YAML; quote it") from None
+    node: Any = document
+    parts = path.strip().split(".")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        here = ".".join(parts[: depth + 1])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise InputError(f"--set {override}: '{here}' names no entry of a list of {len(node)}; count from 0")
+            key: Any = int(part)
+        elif isinstance(node, dict):
+            key = part
+        else:
+            raise InputError(f"--set {override}: '{'.'.join(parts[:depth])}' is a single value; it has no '{part}'")
+        if last:
+            node[key] = value
+            return
+        following = node[key] if isinstance(node, list) else node.get(key)
+        if isinstance(following, str) and (isinstance(node, list) or here == "targets"):
+            # The short forms: `targets: label` and a method by its name alone.
+            following = {"name": following} if isinstance(node, list) else {following: True}
+        node[key] = {} if following is None else following
+        node = node[key]
+
+
+def absolute(job: Job) -> Job:
+    """Return the job with local paths made absolute: workers may run in other folders."""
+    source = job.source.model_copy(update={"uri": [absolute_uri(uri) for uri in job.source.uris]})
+    output = job.output.model_copy(update={"uri": absolute_uri(job.output.uri)})
+    changes: dict[str, Any] = {}
+    if job.model.weights is not None and Path(job.model.weights).is_file():
+        changes["weights"] = absolute_uri(job.model.weights)
+    if isinstance(job.model.class_names, str):
+        changes["class_names"] = absolute_uri(job.model.class_names)
+    return job.model_copy(update={"source": source, "output": output, "model": job.model.model_copy(update=changes)})
+
+
+def absolute_uri(uri: str) -> str:
+    """Return a local path as an absolute one, and any other URI as it is."""
+    if "://" in uri or "::" in uri:
+        return uri
+    return str(Path(uri).expanduser().absolute())

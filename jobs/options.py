@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from schemas.errors import InputError
+
+StorageOptions = Annotated[
+    list[str] | None,
+    typer.Option("--storage", metavar="KEY=VALUE", help="fsspec option of the lake's file system; may be repeated."),
+]
+
+
+def storage_options(given: list[str] | None) -> dict[str, Any]:
+    """Parse ``key=value`` options; values are YAML, and dots in keys enter mappings.
+
+    Raises:
+        InputError: an option is not of that form.
+    """
+    options: dict[str, Any] = {}
+    for option in given or []:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise InputError(f"--storage {option}: write it as key=value, e.g. --storage anon=true")
+        *parents, last = key.split(".")
+        node = options
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--storage {option}: the value is not valid YAML; quote it") from None
+    return options

@@ -1,0 +1,44 @@
+"""``camlake verify``: is everything there, does it decode, and does it add up?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.config import absolute_uri
+from jobs.options import StorageOptions, storage_options
+from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
+from pipeline.engine.progress import megabytes
+from pipeline.lake import LakeStore, Verification
+from pipeline.lake import verify as verify_lake
+
+_SHOWN = 50
+
+
+def verify(
+    lake: Annotated[str, typer.Argument(metavar="LAKE", help="URI of the lake.")], storage: StorageOptions = None
+) -> None:
+    """Check a lake: every planned unit, every object's digest, every row and array. Exit code 1 names problems."""
+    with plain_errors():
+        found = verify_lake(LakeStore(absolute_uri(lake), storage_options(storage)))
+        print_verification(found)
+        raise typer.Exit(EXIT_DONE if found.ok else EXIT_FAILURES)
+
+
+def print_verification(found: Verification) -> None:
+    """Print what was verified and what is not right."""
+    print(
+        f"verified {found.committed} committed + {found.quarantined} quarantined of {found.planned} units, "
+        f"{sum(found.images.values())} image rows, {found.maps} map rows, {found.arrays} arrays, "
+        f"{found.objects} objects ({megabytes(found.bytes)})"
+    )
+    for problem in found.problems[:_SHOWN]:
+        print(f"problem: {problem.message}")
+    if len(found.problems) > _SHOWN:
+        print(f"and {len(found.problems) - _SHOWN} more problems")
+    print("the lake is whole" if found.ok else f"{len(found.problems)} problem(s)")
+
+
+if __name__ == "__main__":
+    main_of(verify)
