@@ -1,0 +1,151 @@
+"""The dispatcher on a real Ray: every unit ends committed or given up, whatever its worker does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.engine.dispatcher import Dispatcher
+from pipeline.engine.outcome import Outcome, WorkerInfo
+from schemas.documents import Attempt
+from schemas.errors import CamlakeError, InputError
+from schemas.job import Workers
+from schemas.unit import Unit
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.done: list[Outcome] = []
+        self.failed: list[tuple[str, Attempt, bool]] = []
+        self.given_up: dict[str, list[Attempt]] = {}
+        self.ready: list[str] = []
+        self.lost: list[str] = []
+
+    def worker_ready(self, info: WorkerInfo) -> None:
+        self.ready.append(info.name)
+
+    def worker_lost(self, name: str, reason: str) -> None:
+        self.lost.append(name)
+
+    def unit_done(self, outcome: Outcome) -> None:
+        self.done.append(outcome)
+
+    def unit_failed(self, unit: Unit, attempt: Attempt, final: bool) -> None:
+        self.failed.append((unit.unit_id, attempt, final))
+
+    def in_progress(self, images: int) -> None:
+        pass
+
+    def give_up(self, unit: Unit, attempts: list[Attempt]) -> None:
+        self.given_up[unit.unit_id] = list(attempts)
+
+
+class Worker:
+    """Does what the unit's name says."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def start(self) -> WorkerInfo:
+        return WorkerInfo(self.name, "node", "cpu", os.getpid())
+
+    def process(self, unit: Unit, attempt: str) -> Outcome:
+        if "exit" in unit.uri:
+            os._exit(7)
+        if "segfault" in unit.uri:
+            ctypes.string_at(0)
+        if "raise" in unit.uri:
+            raise ValueError("no good")
+        if "slow" in unit.uri:
+            time.sleep(0.3)
+        return Outcome(unit.unit_id, attempt, self.name, {"ok": 1}, 1, 10, {"total": 0.1})
+
+    def progress(self) -> int:
+        return 0
+
+
+class Unloadable(Worker):
+    def start(self) -> WorkerInfo:
+        raise InputError("model.weights: cannot be read")
+
+
+class Dying(Worker):
+    def start(self) -> WorkerInfo:
+        os._exit(3)
+
+
+def spawner(cls: type = Worker) -> Callable[[str], Any]:
+    remote = ray.remote(max_restarts=0, max_concurrency=3, num_cpus=1)(cls)
+    return lambda name: remote.remote(name)
+
+
+def run(uris: list[str], *, cls: type = Worker, attempts: int = 2, workers: int = 2) -> Recorder:
+    recorder = Recorder()
+    units = [Unit(f"{index:06d}", index, uri) for index, uri in enumerate(uris)]
+    dispatcher = Dispatcher(spawner(cls), Workers(max=workers, attempts=attempts), recorder, recorder.give_up)
+    dispatcher.run(iter(units), len(units))
+    return recorder
+
+
+def test_every_unit_is_done_once_and_the_work_is_spread() -> None:
+    recorder = run(["slow"] * 8)
+    assert Counter(outcome.unit_id for outcome in recorder.done) == Counter(f"{i:06d}" for i in range(8))
+    per_worker = Counter(outcome.worker for outcome in recorder.done)
+    assert len(per_worker) == 2 and min(per_worker.values()) >= 2
+    assert not recorder.failed and not recorder.given_up
+
+
+def test_units_that_kill_or_fail_are_given_up_and_no_neighbour_is_blamed() -> None:
+    uris = ["good", "exit", "good", "good", "raise", "good", "segfault", "good", "good", "good"]
+    recorder = run(uris, attempts=2)
+    bad = {f"{i:06d}" for i, uri in enumerate(uris) if uri != "good"}
+    assert set(recorder.given_up) == bad
+    assert {outcome.unit_id for outcome in recorder.done} == {f"{i:06d}" for i in range(10)} - bad
+    assert all(len(history) == 2 for history in recorder.given_up.values())
+    assert {unit for unit, _, _ in recorder.failed} == bad
+    kinds = {recorder.given_up[f"{i:06d}"][0].kind for i in (1, 6)}
+    assert kinds == {"died"}
+    assert recorder.given_up["000004"][0].kind == "error"
+    assert "ValueError: no good" in recorder.given_up["000004"][0].reason
+
+
+def test_no_more_workers_than_units() -> None:
+    assert len(run(["good"], workers=4).ready) == 1
+
+
+def test_nothing_to_do_starts_no_worker() -> None:
+    assert run([]).ready == []
+
+
+def test_a_worker_that_cannot_load_its_replica_ends_the_run_with_the_reason() -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        run(["good"] * 3, cls=Unloadable)
+
+
+def test_workers_that_die_before_they_are_ready_end_the_run() -> None:
+    with pytest.raises(CamlakeError, match="died before they were ready"):
+        run(["good"] * 3, cls=Dying)
+
+
+def test_stopping_finishes_what_is_in_flight_and_no_more() -> None:
+    recorder = Recorder()
+    units = [Unit(f"{index:06d}", index, "slow") for index in range(40)]
+    dispatcher = Dispatcher(spawner(), Workers(max=2), recorder, recorder.give_up)
+    original = recorder.unit_done
+
+    def stop_after_first(outcome: Outcome) -> None:
+        original(outcome)
+        dispatcher.stop()
+
+    recorder.unit_done = stop_after_first  # type: ignore[method-assign]
+    dispatcher.run(iter(units), len(units))
+    assert 1 <= len(recorder.done) <= 4
