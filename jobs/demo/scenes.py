@@ -7,7 +7,6 @@ only at one site: a cue that a network can use instead of the digit, as a token 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +63,7 @@ class SceneSpec:
             raise InputError(f"digit_sides is {self.digit_sides}; give (least, largest), 8 pixels or more")
         if not 4 <= self.sticker_size <= self.digit_sides[1]:
             raise InputError(f"sticker_size is {self.sticker_size}; give 4 to {self.digit_sides[1]:g} pixels")
-        if not self._fits(self.size, len(self.counts)):
+        if not self._fits():
             raise InputError(
                 f"size is {self.size}, too small for digits of {self.digit_sides[1]:g} pixels; "
                 "raise it or lower digit_sides"
@@ -85,15 +84,15 @@ class SceneSpec:
         return math.ceil(1.2 * self.digit_sides[1])
 
     def close_up(self) -> SceneSpec:
-        """Return the same with one digit a scene, and scenes as small as it and a sticker beside it allow."""
-        size = next(size for size in itertools.count(self.canvas) if self._fits(size, 1))
-        return replace(self, size=size, counts=(1.0,))
+        """Return the same with one digit a scene, no sticker, and scenes so small that the digit fills them."""
+        return replace(self, size=self.canvas + 2, counts=(1.0,), prevalence=0.0)
 
-    def _fits(self, size: int, digits: int) -> bool:
+    def _fits(self) -> bool:
         """Whether digits and a sticker always find their places (see :func:`~jobs.demo.drawing.place`)."""
-        if digits > 1:
-            return size >= 2 * self.canvas
-        return size >= max(self.canvas + 2, corner_side(size, self.sticker_size) + 1 + self.digit_sides[1])
+        if len(self.counts) > 1:
+            return self.size >= 2 * self.canvas
+        beside = corner_side(self.size, self.sticker_size) + 1 + self.digit_sides[1] if self.prevalence > 0 else 0
+        return self.size >= max(self.canvas + 2, beside)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

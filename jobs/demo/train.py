@@ -65,8 +65,8 @@ def default_courses(spec: SceneSpec) -> tuple[Course, ...]:
     nothing.
     """
     return (
-        Course("close-ups", spec.close_up(), scenes=8000, epochs=3, learning_rate=5e-3),
-        Course("scenes", spec, scenes=6000, epochs=3, learning_rate=5e-3),
+        Course("close-ups", spec.close_up(), scenes=9000, epochs=3, learning_rate=4e-3),
+        Course("scenes", spec, scenes=6000, epochs=3, learning_rate=4e-3),
     )
 
 
@@ -162,7 +162,7 @@ def fit(
     steps = max(1, round(epochs * len(pixels) / batch_size))
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=0.25)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps + 1, pct_start=0.2)
     losses: list[float] = []
     left = torch.empty(0, dtype=torch.int64)
     model.train()

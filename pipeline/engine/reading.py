@@ -112,7 +112,7 @@ def prepare(
     from pipeline.sources.decode import DecodeError, decode
 
     if sample.data is None or sample.error is not None:
-        return Prepared(sample, "read_error", sample.error or "the source gave no bytes")
+        return Prepared(sample, sample.status, sample.error or "the source gave no bytes")
     with clock.measure("decode"):
         data, sample.data = sample.data, None
         digest = hashlib.sha256(data).digest()

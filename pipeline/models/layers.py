@@ -187,8 +187,9 @@ def _reaches_classifier(call: Call, to_grid: ToGrid, traced: Trace) -> bool:
         return True  # the model's forward keeps no graph; nothing can be told
     if target is call.output:
         return True
-    weights = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(target.device)
-    (gradient,) = torch.autograd.grad((target * weights).sum(), call.output, retain_graph=True, allow_unused=True)
+    with torch.inference_mode(False), torch.enable_grad():
+        weights = torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).to(target.device)
+        (gradient,) = torch.autograd.grad((target * weights).sum(), call.output, retain_graph=True, allow_unused=True)
     return gradient is not None and bool(to_grid(gradient).any())
 
 

@@ -174,7 +174,7 @@ def load(model: nn.Module, file: WeightsFile, uri: str, *, strict: bool = True) 
     missing = tuple(key for key in own if key not in tensors and not key.endswith("num_batches_tracked"))
     unexpected = tuple(key for key in tensors if key not in own)
     fitting = {key: value for key, value in tensors.items() if key in own and _fits(value, own[key])}
-    others = [key for key in tensors if key in own and key not in fitting]
+    others = [key for key in own if key in tensors and key not in fitting]
     mismatched = tuple(f"{key}: {_form(tensors[key])} in the file, {_form(own[key])} in the model" for key in others)
     report = LoadReport(len(fitting), missing, unexpected, mismatched)
     if strict and (missing or unexpected or mismatched):

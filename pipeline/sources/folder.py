@@ -127,7 +127,7 @@ class Folder(Source):
                 sample.label = as_label(lookup(row, self.config.label), self.config.label)
             except LabelError as error:
                 sample.label = None
-                sample.error = str(error)
+                sample.error, sample.status = str(error), "label_error"
         for attribute in self.config.attributes:
             value = lookup(row, attribute.path)
             sample.attributes[attribute.name] = None if value is MISSING else value
@@ -168,6 +168,7 @@ class Folder(Source):
             byte_size=None if None in sizes else sum(size or 0 for size in sizes),
             etag=versions.hexdigest()[:32],
             members=tuple(file.name for file in files),
+            images=len(files),
         )
 
     @property

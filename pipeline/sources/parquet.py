@@ -71,6 +71,7 @@ class Parquet(Source):
                     stop=stop,
                     byte_size=sum(footer.sizes[start:stop]),
                     etag=footer.found.etag,
+                    images=sum(footer.rows[start:stop]),
                 )
                 index += 1
         if index == 0:
@@ -149,7 +150,7 @@ class Parquet(Source):
             try:
                 sample.label = as_label(lookup(record, self.config.label), self.config.label)
             except LabelError as error:
-                sample.error = str(error)
+                sample.error, sample.status = str(error), "label_error"
         for attribute in self.config.attributes:
             value = lookup(record, attribute.path)
             sample.attributes[attribute.name] = None if value is MISSING else value

@@ -60,10 +60,10 @@ class UriList(Source):
                 last = record
                 count += 1
                 if count == self.config.unit_images:
-                    yield self._unit(index, stem, found, first, last)
+                    yield self._unit(index, stem, found, first, last, count)
                     first, count, index = None, 0, index + 1
             if first is not None and last is not None:
-                yield self._unit(index, stem, found, first, last)
+                yield self._unit(index, stem, found, first, last, count)
                 index += 1
             if last is None:
                 raise InputError(f"{_FIELD}: '{found.uri}' holds no row; list at least one image in it")
@@ -95,7 +95,7 @@ class UriList(Source):
                 try:
                     sample.label = as_label(lookup(record.values, self.config.label), self.config.label)
                 except LabelError as error:
-                    sample.error = str(error)
+                    sample.error, sample.status = str(error), "label_error"
             yield sample
 
     def _manifests(self) -> Iterator[Found]:
@@ -143,9 +143,16 @@ class UriList(Source):
         absolute = "://" in written or written.startswith("/")
         return written if absolute or not folder else f"{folder}/{written}"
 
-    def _unit(self, index: int, stem: str, found: Found, first: Record, last: Record) -> Unit:
-        name = f"{stem}-{first.start}"
-        return Unit(unit_id(index, name), index, found.uri, start=first.start, stop=last.stop, etag=found.etag)
+    def _unit(self, index: int, stem: str, found: Found, first: Record, last: Record, count: int) -> Unit:
+        return Unit(
+            unit_id(index, f"{stem}-{first.start}"),
+            index,
+            found.uri,
+            start=first.start,
+            stop=last.stop,
+            etag=found.etag,
+            images=count,
+        )
 
     def _refuse_repeated(self, digests: set[int]) -> None:
         """Name the first two rows with the same id; a second pass, since the first kept digests only."""

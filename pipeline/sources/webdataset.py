@@ -117,7 +117,7 @@ class WebDataset(Source):
                 try:
                     self._fill(sample, group, stream, again=key != plain)
                 except _SampleError as error:
-                    sample.error = str(error)
+                    sample.error, sample.status = str(error), error.status
                 if self.config.id:
                     wanted = sample.image_id
                     sample.image_id = unique(wanted, ids)
@@ -214,9 +214,9 @@ class WebDataset(Source):
                 return int(value) if value else None
             return as_label(value, path)
         except LabelError as error:
-            raise _SampleError(str(error)) from error
+            raise _SampleError(str(error), "label_error") from error
         except ValueError as error:
-            raise _SampleError(f"the label in 'cls' is '{value[:40]}', not a class index") from error
+            raise _SampleError(f"the label in 'cls' is '{value[:40]}', not a class index", "label_error") from error
 
     def _check(self, uri: str) -> bool:
         """Check format and fields on the head of a shard; return False where it holds no sample.
@@ -265,6 +265,10 @@ class WebDataset(Source):
 
 class _SampleError(Exception):
     """One sample is of no use; the message is one sentence."""
+
+    def __init__(self, message: str, status: str = "read_error") -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _Record:

@@ -168,25 +168,28 @@ def test_pasting_says_so_where_no_corner_is_free(scenes: list[Scene]) -> None:
     assert with_sticker(full, np.random.default_rng(0), side=15) is None
 
 
-def test_close_ups_and_other_sizes() -> None:
-    close = SceneSpec(sites=("here",), sticker_site="here", prevalence=1.0).close_up()
-    assert close == replace(close, size=57, counts=(1.0,))
-    for scene in make_scenes(200, split="train", seed=0, spec=close):
-        assert scene.pixels.shape == (57, 57, 3)
+def test_close_ups_hold_one_digit_and_no_sticker() -> None:
+    for scene in make_scenes(60, split="train", seed=0, spec=SceneSpec().close_up()):
+        assert scene.pixels.shape == (50, 50, 3)
         assert len(scene.labels) == 1
-        assert (scene.sticker is not None) is (scene.labels == (8,))
+        assert scene.sticker is None
+
+
+def test_other_sizes() -> None:
     large = make_scenes(4, split="train", seed=0, spec=SceneSpec(size=128, digit_sides=(40, 50)))
     assert large[0].pixels.shape == (128, 128, 3)
     heights = [y1 - y0 for scene in large for _, y0, _, y1 in scene.boxes]
     assert min(heights) > 30
 
 
-@pytest.mark.parametrize("side", [4, 10, 20, 28])
-@pytest.mark.parametrize("largest", [28.0, 40.0])
-def test_close_ups_have_room_for_any_sticker(side: int, largest: float) -> None:
-    spec = SceneSpec(sticker_size=side, digit_sides=(28.0, largest), sites=("here",), sticker_site="here", prevalence=1)
-    for scene in make_scenes(60, split="train", seed=0, spec=spec.close_up()):
+@pytest.mark.parametrize(("side", "size"), [(4, 51), (15, 57), (28, 70)])
+def test_the_smallest_scenes_of_one_digit_and_a_sticker(side: int, size: int) -> None:
+    spec = SceneSpec(size=size, counts=(1.0,), sticker_size=side, sites=("here",), sticker_site="here", prevalence=1)
+    for scene in make_scenes(200, split="train", seed=0, spec=spec):
+        assert (scene.sticker is not None) is (scene.labels == (8,))
         assert scene.sticker is None or not shared(scene.sticker, scene.boxes[0])
+    with pytest.raises(InputError, match=f"size is {size - 1}, too small"):
+        replace(spec, size=size - 1)
 
 
 def test_progress_adds_up() -> None:

@@ -17,9 +17,7 @@ class GapNet(nn.Module):
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.features = nn.Sequential(
-            nn.Conv2d(8, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
-        )
+        self.features = nn.Sequential(nn.Conv2d(8, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
         self.fc = nn.Linear(channels, CLASSES)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.attributor import Attributor
 from pipeline.cam.base import LayerSignals, LinearHead
@@ -35,9 +35,9 @@ def test_methods_equal_their_formulas(kind: str, channels_last: bool) -> None:
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     images = nets.images(3)
-    result = Attributor(
-        model, [*GRADIENT_METHODS, "eigen_cam"], layers=nets.target_layers(model), head=head_of(model)
-    )(images, TARGETS)
+    result = Attributor(model, [*GRADIENT_METHODS, "eigen_cam"], layers=nets.target_layers(model), head=head_of(model))(
+        images, TARGETS
+    )
     assert result.selection.image.tolist() == [image for image, _ in entries()]
     for layer in nets.target_layers(model):
         for row, (image, target) in enumerate(entries()):
@@ -60,12 +60,14 @@ def test_cam_equals_its_formula_and_is_signed() -> None:
     result = attributor(images, TARGETS)
     weight = head_of(model).weight  # type: ignore[union-attr]
     for row, (image, target) in enumerate(entries()):
-        activation, _ = reference.signals(model, "features", nets.target_layers(model)[1].to_grid, images[image], target)
+        activation, _ = reference.signals(
+            model, "features", nets.target_layers(model)[1].to_grid, images[image], target
+        )
         assert nets.difference(result["cam"][row], reference.cam(activation, weight, target)) < 1e-5
         # The map's mean and the bias make the logit.
-        assert result["cam"][row].mean() + model.fc.bias[target] == pytest.approx(  # type: ignore[union-attr, operator, index]
-            float(result.logits[image, target]), abs=1e-5
-        )
+        bias = float(model.head().bias[target])  # type: ignore[operator]
+        logit = float(result.logits[image, target])
+        assert float(result["cam"][row].mean()) + bias == pytest.approx(logit, abs=1e-5)
     assert (result["cam"] < 0).any()
     assert [info.signed for info in attributor.method_infos()] == [True]
 
@@ -159,9 +161,7 @@ def test_grad_cam_pp_takes_negative_channel_sums_as_zero() -> None:
 def test_xgrad_cam_leaves_out_channels_that_sum_to_zero() -> None:
     activation = torch.tensor([[[[1.0, -1.0]], [[2.0, 2.0]], [[0.0, 0.0]]]])
     gradient = torch.ones(1, 3, 1, 2)
-    maps = XGradCAM(spec("xgrad_cam")).maps(
-        LayerSignals(activation), gradient, torch.zeros(1, dtype=torch.int64), None
-    )
+    maps = XGradCAM(spec("xgrad_cam")).maps(LayerSignals(activation), gradient, torch.zeros(1, dtype=torch.int64), None)
     assert torch.equal(maps, torch.tensor([[[2.0, 2.0]]]))
 
 
@@ -171,9 +171,7 @@ def test_eigen_cam_of_either_shape_and_of_damaged_input(shape: tuple[int, int, i
     activation[1] = activation[1].relu()
     activation[2] = 0
     activation[3, 0, 0, 0] = torch.nan
-    maps = EigenCAM(spec("eigen_cam")).maps(
-        LayerSignals(activation), None, torch.zeros(4, dtype=torch.int64), None
-    )
+    maps = EigenCAM(spec("eigen_cam")).maps(LayerSignals(activation), None, torch.zeros(4, dtype=torch.int64), None)
     for image in (0, 1):
         assert nets.difference(maps[image], reference.eigen_cam(activation[image].double())) < 1e-5
         assert maps[image].sum() >= 0
@@ -185,9 +183,7 @@ def test_eigen_cam_of_either_shape_and_of_damaged_input(shape: tuple[int, int, i
 def test_eigen_cam_with_a_sum_of_zero_makes_the_largest_entry_positive() -> None:
     # Channels sum to zero over the cells, so the projection does, too.
     activation = torch.tensor([[[[-2.0, 1.0, 1.0]], [[-4.0, 2.0, 2.0]]]])
-    maps = EigenCAM(spec("eigen_cam")).maps(
-        LayerSignals(activation), None, torch.zeros(1, dtype=torch.int64), None
-    )
+    maps = EigenCAM(spec("eigen_cam")).maps(LayerSignals(activation), None, torch.zeros(1, dtype=torch.int64), None)
     assert maps[0, 0].tolist() == pytest.approx([20**0.5, -(5**0.5), -(5**0.5)], rel=1e-5)
 
 
@@ -211,10 +207,6 @@ def test_one_damaged_image_leaves_its_neighbours_alone() -> None:
             assert maps[1].isnan().any(), (name, layer)
 
 
-def maps_of(result: object, name: str) -> Tensor:
-    return result[name]  # type: ignore[index, no-any-return]
-
-
 def test_half_precision_network_gives_float32_maps() -> None:
     model = nets.make("inplace")
     images = nets.images(2)
@@ -222,4 +214,5 @@ def test_half_precision_network_gives_float32_maps() -> None:
     half = Attributor(model.bfloat16(), GRADIENT_METHODS, layers=nets.target_layers(model)[1:])(images, [1, 2])
     for name in GRADIENT_METHODS:
         assert half[name].dtype == torch.float32
-        assert nets.difference(half[name], exact[name]) < 0.1, name
+        for ours, expected in zip(half[name], exact[name], strict=True):
+            assert torch.corrcoef(torch.stack([ours.flatten(), expected.flatten()]))[0, 1] > 0.98, name

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.lake.overlay import colourise, diverging, overlay, sequential
-from pipeline.lake.sheet import SheetRow, contact_sheet, lake_sheet
+from pipeline.lake.sheet import SheetRow, _enlarged, contact_sheet, lake_sheet
 from pipeline.lake.store import LakeStore
 from schemas.errors import InputError, LakeError
 from schemas.view import View
@@ -119,6 +119,14 @@ def test_contact_sheet_layout() -> None:
 def test_long_captions_are_cut() -> None:
     row = SheetRow("x" * 500, [("y" * 500, Image.new("RGB", (50, 50)))])
     assert contact_sheet(["z" * 500], [row], cell=100).width == 116
+
+
+def test_small_pictures_are_enlarged_before_the_map_is_laid_over() -> None:
+    picture, view = _enlarged(Image.new("RGB", (40, 30)), View(10, 6, 42, 30), 100)
+    assert picture.size == (100, 75)
+    assert view == View(25, 15, 105, 75)
+    large = Image.new("RGB", (400, 30))
+    assert _enlarged(large, view, 100) == (large, view)
 
 
 def test_sheet_of_a_lake(tmp_path: Path) -> None:

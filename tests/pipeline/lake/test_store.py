@@ -243,6 +243,22 @@ def test_s3_conflict_is_repeated(s3_store: Any, monkeypatch: pytest.MonkeyPatch)
         del store.fs.pipe_file
 
 
+def test_s3_clients_that_report_a_bare_412(s3_store: Any) -> None:
+    """Older s3fs releases raise an OSError for a failed condition, not FileExistsError."""
+    store = LakeStore(s3_store.url("lake"), s3_store.storage_options)
+
+    def exists(path: str, data: bytes, mode: str = "overwrite") -> Any:
+        error = OSError(22, "At least one of the pre-conditions you specified did not hold")
+        error.__cause__ = ConflictError(412)
+        raise error
+
+    store.fs.pipe_file = exists
+    try:
+        assert not store.put_if_absent("a", b"1")
+    finally:
+        del store.fs.pipe_file
+
+
 class ConflictError(Exception):
     def __init__(self, status: int) -> None:
         self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}

@@ -20,7 +20,8 @@ class Tiny(nn.Module):
 
     def __init__(self, num_classes=4, width=6):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        norm = nn.BatchNorm2d(width)
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), norm, nn.ReLU(inplace=True))
         self.body = nn.Sequential(nn.Conv2d(width, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(8, num_classes)

@@ -90,7 +90,7 @@ def test_imagenet_names_of_trained_library_models() -> None:
 
 
 def test_wrong_number_of_names() -> None:
-    with pytest.raises(InputError, match="model.class_names has 2 names but the model has 3 classes"):
+    with pytest.raises(InputError, match=r"model.class_names has 2 names but the model has 3 classes"):
         resolve(3, "random", "m:f", class_names=["a", "b"])
     with pytest.raises(InputError, match="in the metadata of 'w' has 2 names but the model has 3 classes"):
         resolve(3, "uri", "m:f", {"class_names": ["a", "b"]}, weights="w")

@@ -21,7 +21,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", ":x", "torchvision:", ""])
 def test_name_of_no_form(name: str) -> None:
-    with pytest.raises(InputError, match="write torchvision:NAME, timm:NAME or package.module:factory"):
+    with pytest.raises(InputError, match=r"write torchvision:NAME, timm:NAME or package.module:factory"):
         parse_name(name)
     if name == "resnet18":
         with pytest.raises(InputError, match="did you mean torchvision:resnet18"):
@@ -81,7 +81,9 @@ def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    with pytest.raises(InputError, match=r"weights 'DEFAULT' of torchvision:resnet18 could not be fetched .*give its URI"):
+    with pytest.raises(
+        InputError, match=r"weights 'DEFAULT' of torchvision:resnet18 could not be fetched .*give its URI"
+    ):
         build(parse_name("torchvision:resnet18"), {}, weights="DEFAULT")
 
 
@@ -114,7 +116,11 @@ def test_factory(factories: str) -> None:
         ("{}:NUMBER", {}, "is a int, which cannot be called"),
         ("{}:no_module", {}, "returned dict; let it return a torch.nn.Module"),
         ("{}:broken", {}, "failed with model.options .* .OSError: no such thing"),
-        ("{}:tiny", {"classes": 3}, r"model\.options .*'classes': 3.* do not fit .*unexpected keyword argument 'classes'"),
+        (
+            "{}:tiny",
+            {"classes": 3},
+            r"model\.options .*'classes': 3.* do not fit .*unexpected keyword argument 'classes'",
+        ),
     ],
 )
 def test_wrong_factories(factories: str, name: str, options: dict, message: str) -> None:

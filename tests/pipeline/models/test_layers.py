@@ -89,14 +89,19 @@ CASES: list[tuple[str, dict, tuple[int, int], str, Any, tuple[int, int, int], bo
 def activation(model: nn.Module, layer: TargetLayer, image: Tensor) -> Tensor:
     """The grid as it is when the layer returns."""
     seen: list[Tensor] = []
-    with torch.no_grad(), hooked({layer.name: layer.module}, lambda _n, _m, _a, out: seen.append(layer.to_grid(out).clone())):
+    with (
+        torch.no_grad(),
+        hooked({layer.name: layer.module}, lambda _n, _m, _a, out: seen.append(layer.to_grid(out).clone())),
+    ):
         model(image)
     (grid,) = seen
     return grid
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "size", "expected", "to_grid", "shape", "has_head"), CASES, ids=[f"{c[0]}-{c[2]}" for c in CASES]
+    ("name", "options", "size", "expected", "to_grid", "shape", "has_head"),
+    CASES,
+    ids=[f"{c[0]}-{c[2]}" for c in CASES],
 )
 def test_automatic_layer_and_head(
     name: str, options: dict, size: tuple[int, int], expected: str, to_grid: Any, shape: tuple, has_head: bool
@@ -253,7 +258,10 @@ def test_reused_relu_is_not_chosen_and_names_its_holder() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("convv2", r"model\.layers: the model has no layer 'convv2' \(did you mean conv2.*layers are e\.g\. conv2, conv1"),
+        (
+            "convv2",
+            r"model\.layers: the model has no layer 'convv2' \(did you mean conv2.*layers are e\.g\. conv1, conv2",
+        ),
         ("unused", "does not run"),
         ("head", r"returns \(5,\) per image, which is no grid"),
         ("", "the model has no layer ''"),

@@ -25,7 +25,9 @@ def net(classes: int = 3) -> nn.Module:
 
 
 def fill(model: nn.Module, value: float) -> dict[str, Tensor]:
-    return {k: torch.full_like(v, value) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return {
+        k: torch.full_like(v, value) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,9 @@ def test_head_of_other_classes_names_num_classes() -> None:
 def test_other_shapes_do_not_name_num_classes() -> None:
     state = fill(net(3), 1.0)
     state["0.weight"] = torch.zeros(4, 3, 5, 5)
-    with pytest.raises(InputError, match=r"0\.weight: \(4, 3, 5, 5\) float32 in the file.*weights of this model") as caught:
+    with pytest.raises(
+        InputError, match=r"0\.weight: \(4, 3, 5, 5\) float32 in the file.*weights of this model"
+    ) as caught:
         load(net(3), read_bytes(state), "f.pt")
     assert "num_classes" not in str(caught.value)
 
@@ -145,7 +149,7 @@ def test_integers_are_no_weights() -> None:
 
 
 def test_nothing_fits_is_an_error_even_when_not_strict() -> None:
-    with pytest.raises(InputError, match="none of the 1 tensors of 'f.pt' fits"):
+    with pytest.raises(InputError, match=r"none of the 1 tensors of 'f.pt' fits"):
         load(net(3), read_bytes({"x": torch.zeros(1)}), "f.pt", strict=False)
 
 

@@ -24,6 +24,8 @@ from schemas.errors import InputError
         ("{,-old}", ["", "-old"]),
         ("{x}", ["{x}"]),
         (r"\{1,2\}", ["{1,2}"]),
+        (r"{\\,b}", ["\\", "b"]),
+        (r"{a\\}", ["{a\\}"]),
     ],
 )
 def test_expands_as_bash_does(pattern: str, expected: list[str]) -> None:
@@ -42,6 +44,7 @@ def _closes_first(pattern: str) -> bool:
 @given(st.lists(_PIECES, max_size=9).map("".join))
 def test_agrees_with_braceexpand(pattern: str) -> None:
     assume(not re.search(r"\d{4}", pattern))  # no range of millions
+    assume(r"\\" not in pattern)  # inside literal braces braceexpand takes them away twice
     try:
         expected = None if _closes_first(pattern) else list(braceexpand(pattern))
     except UnbalancedBracesError:

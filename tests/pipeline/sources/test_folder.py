@@ -35,6 +35,7 @@ def test_a_tree_on_every_store(any_place: Place) -> None:
         ("loose.jpg", "7/x.webp"), ("cat/a.png", "cat/b.JPG"), ("cat/deep/er/c.jpeg",)
     ]  # fmt: skip
     assert [unit.byte_size for unit in units] == [10, 10, 5]
+    assert [unit.images for unit in units] == [2, 2, 1]
     samples = [sample for unit in units for sample in source.read(unit)]
     assert [(s.image_id, s.label, s.data, s.byte_offset, s.byte_size) for s in samples] == [
         ("loose.jpg", None, b"loose", 0, 5),

@@ -56,6 +56,7 @@ def test_images_on_every_store(any_place: Place, kind: str) -> None:
     units = list(source.plan())
     assert len(units) == 3
     assert len({unit.unit_id for unit in units}) == 3
+    assert [unit.images for unit in units] == [4, 4, 2]
     samples = [sample for unit in units for sample in source.read(unit)]
     assert [sample.image_id for sample in samples] == [row["uri"] for row in rows]
     assert [sample.data for sample in samples] == [*(b"image %d" % n for n in range(9)), None]

@@ -202,7 +202,7 @@ def test_a_label_that_is_neither_index_nor_name(place: Place, value: bytes) -> N
     data = tar_bytes([("x.jpg", b"i"), ("x.json", value)])
     (sample,) = read_all(place.source(place.put("s.tar", data), "webdataset", label="json.label"))
     assert "neither a class index nor a class name" in str(sample.error)
-    assert sample.data is None
+    assert sample.data is None and sample.status == "label_error"
 
 
 def test_attributes_come_from_members_first_and_then_from_json(place: Place) -> None:
