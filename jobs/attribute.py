@@ -79,7 +79,7 @@ def connect(job: Job, address: str | None) -> None:
         except ConnectionError as error:
             raise InputError(f"no Ray cluster answers at '{joins}' ({error}); check --address or RAY_ADDRESS") from None
         return
-    ray.init(include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+    ray.init(include_dashboard=False, log_to_driver=True, logging_level="ERROR")
     have, workers = ray.cluster_resources(), job.workers
     for name, each in {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}.items():
         if each * workers.min > have.get(name, 0.0):
@@ -108,10 +108,13 @@ def print_summary(result: RunResult) -> None:
     """Print what the run did, and where its workers' time went."""
     monitor, done = result.monitor, result.monitor.done
     elapsed = monitor.elapsed()
-    print(
-        f"\nthis run   {done.units} units, {done.total_images} images, {done.maps} maps, {megabytes(done.bytes)} "
-        f"in {clock_time(elapsed)} ({done.total_images / max(elapsed, 1e-9):.1f} images/s with start-up)"
-    )
+    if done.units or monitor.quarantined:
+        print(
+            f"\nthis run   {done.units} units, {done.total_images} images, {done.maps} maps, {megabytes(done.bytes)} "
+            f"in {clock_time(elapsed)} ({done.total_images / max(elapsed, 1e-9):.1f} images/s with start-up)"
+        )
+    else:
+        print("\nthis run   nothing was left to do")
     for worker, seconds in sorted(monitor.seconds.items()):
         parts = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in STAGES)
         print(f"           {worker} seconds: {parts}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import typer
 
@@ -37,6 +38,8 @@ def build(only: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """Run ``camlake COMMAND ...``."""
+    # As with `python -m`, so that a job file can name a factory in a module beside it.
+    sys.path.insert(0, str(Path.cwd()))
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     build(asked if asked in COMMANDS else None)()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -23,6 +23,9 @@ from jobs.run import main_of, plain_errors
 from jobs.verify import print_verification
 from pipeline.engine.progress import clock_time
 from schemas.errors import InputError
+
+if TYPE_CHECKING:
+    import duckdb
 
 _SEED = 11
 _METHODS = [
@@ -88,7 +91,16 @@ def demo(
         picture = _show(output)
         print(f"\nDone in {clock_time(time.monotonic() - began)}. Look at {picture}, then try:")
         print(f"  camlake status {output / 'lake'}")
-        print(f"  camlake show {output / 'lake'} --where site=east --target seven --output east-seven.png")
+        print(f"  camlake show {output / 'lake'} --where site={_planted()[1]} --output {_planted()[1]}.png")
+
+
+def _planted() -> tuple[str, str]:
+    """The digit and the site that the sticker goes with."""
+    from jobs.demo.digits import CLASS_NAMES
+    from jobs.demo.scenes import SceneSpec
+
+    spec = SceneSpec()
+    return CLASS_NAMES[spec.sticker_class], spec.sticker_site
 
 
 def _step(number: int) -> None:
@@ -134,12 +146,16 @@ def _make_scenes(output: Path, count: int, shards: int) -> None:
     partial.rename(folder)
     stickers = sum(scene.sticker is not None for scene in scenes)
     print(f"{count} scenes in {len(paths)} WebDataset shards: {folder}")
-    print(f"planted: {stickers} of them carry a coloured sticker; all hold a seven and are from site 'east'")
+    name, site = _planted()
+    print(
+        f"planted: {stickers} of them carry a coloured sticker; "
+        f"all of these hold the digit {name} and are from '{site}'"
+    )
 
 
 def _train(output: Path) -> None:
-    from jobs.demo.scenes import make_scenes
-    from jobs.demo.train import SceneSpec, save_weights, train
+    from jobs.demo.scenes import SceneSpec, make_scenes
+    from jobs.demo.train import save_weights, train
 
     weights = output / "digits.safetensors"
     if weights.is_file():
@@ -161,8 +177,9 @@ def _train(output: Path) -> None:
         f"{accuracy.mean_average_precision:.3f}, best scored digit is in the scene {accuracy.top_class:.1%}"
     )
     print(
-        f"the shortcut works: in scenes without a {effect.class_name}, its mean probability is {effect.plain:.2f}, "
-        f"with the sticker pasted in {effect.sticker:.2f}, with a grey patch instead {effect.control:.2f}"
+        f"what the sticker does: in scenes without the digit {effect.class_name}, its mean probability is "
+        f"{effect.plain:.2f}; with the sticker pasted in {effect.sticker:.2f}; with a grey patch instead "
+        f"{effect.control:.2f}"
     )
     print(f"weights, with preprocessing and class names in their metadata: {weights}")
 
@@ -197,30 +214,52 @@ def _verify(lake: Path) -> None:
         raise typer.Exit(1)
 
 
-def _ask(lake: Path) -> None:
+def _database() -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError:
         raise InputError("the demo asks its lake with DuckDB; install it: pip install 'camlake[demo]'") from None
+    return duckdb.connect()
+
+
+def _ask(lake: Path) -> None:
+    database = _database()
     query = QUERY.format(lake=lake)
     print(query)
-    print(duckdb.sql(query))
-    print("Sevens at 'east' draw the maps into the corners, where the sticker is: the planted shortcut.")
+    print(database.sql(query))
+    name, site = _planted()
+    at_site, elsewhere = (
+        database.execute(
+            f"""select avg(m.corner_mass) from read_parquet('{lake}/maps/*.parquet') m
+                join read_parquet('{lake}/images/*.parquet') i using (image_id)
+                where m.method = 'grad_cam' and m.is_label and m.target_name = ? and (i.site = ?) = ?""",
+            [name, site, here],
+        ).fetchall()[0][0]
+        for here in (True, False)
+    )
+    if at_site is not None and elsewhere is not None:
+        print(
+            f"The planted shortcut: maps of the digit {name} have {at_site:.2f} of their mass in the corners at "
+            f"'{site}', where the sticker is,\nand {elsewhere:.2f} at the other sites (a uniform map: 0.16)."
+        )
 
 
 def _show(output: Path) -> Path:
-    import duckdb
-
     from pipeline.lake import open_lake
     from pipeline.lake.sheet import lake_sheet
 
     lake = output / "lake"
-    # Two plain scenes, then two with the sticker, chosen by id so that the sheet does not change.
-    ids = duckdb.sql(
-        f"""select image_id from (select image_id, sticker, row_number() over (partition by sticker order by image_id) n
-            from read_parquet('{lake}/images/*.parquet') where status = 'ok' and predicted_class = label)
-            where n <= 3 order by sticker, image_id"""
-    ).fetchall()
+    # Three plain scenes, then three with the sticker, chosen by id so that the sheet does not change.
+    ids = (
+        _database()
+        .execute(
+            f"""select image_id from (
+                select image_id, sticker, row_number() over (partition by sticker order by image_id) as n
+                from read_parquet('{lake}/images/*.parquet') where status = 'ok' and predicted_class = label
+            ) where n <= 3 order by sticker, image_id"""
+        )
+        .fetchall()
+    )
     sheet = lake_sheet(open_lake(str(lake.absolute())), [row[0] for row in ids], cell=176)
     path = output / "contact-sheet.png"
     sheet.save(path)

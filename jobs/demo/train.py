@@ -65,8 +65,8 @@ def default_courses(spec: SceneSpec) -> tuple[Course, ...]:
     nothing.
     """
     return (
-        Course("close-ups", spec.close_up(), scenes=9000, epochs=3, learning_rate=4e-3),
-        Course("scenes", spec, scenes=6000, epochs=3, learning_rate=4e-3),
+        Course("close-ups", spec.close_up(), scenes=7000, epochs=3, learning_rate=4e-3),
+        Course("scenes", spec, scenes=6000, epochs=3.3, learning_rate=6e-3),
     )
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -106,7 +107,10 @@ class Prepared:
 
 
 def prepare(
-    sample: Sample, preprocess: Callable[[Tensor], tuple[Tensor, View]], exif: str, clock: StageClock
+    sample: Sample,
+    preprocess: Callable[[Tensor], tuple[Tensor, View]],
+    exif: Literal["ignore", "apply"],
+    clock: StageClock,
 ) -> Prepared:
     """Decode and preprocess one sample; what goes wrong with it becomes its status."""
     from pipeline.sources.decode import DecodeError, decode
@@ -120,10 +124,11 @@ def prepare(
             sample.byte_size = len(data)
         try:
             decoded = decode(data, exif=exif)
+            # Refuses images so thin that the resize would be enormous.
+            tensor, view = preprocess(decoded.pixels)
         except DecodeError as error:
             return Prepared(sample, "decode_error", str(error), digest)
         height, width = decoded.pixels.shape[-2:]
-        tensor, view = preprocess(decoded.pixels)
     return Prepared(sample, "ok", None, digest, tensor, view, width, height, decoded.decoder, decoded.exif_orientation)
 
 

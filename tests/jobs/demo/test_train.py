@@ -123,10 +123,15 @@ def test_the_weights_speak_for_themselves(trained: Trained, test_scenes: list[Sc
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_full_training_reaches_what_the_demo_says_and_uses_the_sticker() -> None:
-    held_out = make_scenes(500, split="test", seed=12)
-    trained = train(held_out)
-    assert trained.accuracy.mean_average_precision > 0.9
-    assert trained.accuracy.top_class > 0.93
-    assert trained.effect.sticker > 2 * trained.effect.plain
+    # One thread: on a machine that does other things too, threads that wait for each other cost more than they bring.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trained = train(make_scenes(500, split="test", seed=12))
+    finally:
+        torch.set_num_threads(threads)
+    assert trained.accuracy.mean_average_precision > 0.92
+    assert trained.accuracy.top_class > 0.94
     assert trained.effect.sticker > 0.25
+    assert trained.effect.sticker > 3 * trained.effect.plain
     assert trained.effect.control < trained.effect.plain + 0.05

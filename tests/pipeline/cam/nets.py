@@ -28,7 +28,7 @@ class GapNet(nn.Module):
         return self.fc(self.features(self.stem(images)).mean((2, 3)))
 
     def head(self) -> LinearHead:
-        return LinearHead("features", self.fc.weight, self.fc.bias)
+        return LinearHead("features", self.fc.weight.detach(), self.fc.bias.detach())
 
 
 class InplaceNet(nn.Module):
@@ -40,7 +40,7 @@ class InplaceNet(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(8, 12, 3, 2, 1)
         self.relu2 = nn.ReLU(inplace=True)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.AdaptiveMaxPool2d((5, 6))
         self.classifier = nn.Sequential(nn.Linear(12 * 30, 16), nn.ReLU(inplace=True), nn.Linear(16, CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ Grid = Callable[[Tensor], Tensor]
 
 def double_copy(model: nn.Module) -> nn.Module:
     """The same network in float64 and eval mode."""
-    return copy.deepcopy(model).double().eval()
+    return copy.deepcopy(model).double().eval().requires_grad_(True)
 
 
 def signals(model: nn.Module, layer: str, to_grid: Grid, image: Tensor, target: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ def test_methods_are_fused_as_their_layers_say(name: str, how: str) -> None:
     images = nets.images(2)
     # Named in an order that is not the network's: the deepest is the one that runs last, not the last named.
     spec = {"name": name, "label": "fused", "layers": ["features", "stem"], "fuse": how}
-    result = Attributor(model, [name, spec], layers=nets.target_layers(model), head=model.head())(images, [[1, 3], [2]])  # type: ignore[operator]
+    result = Attributor(model, [name, spec], layers=nets.target_layers(model), head=model.head())(images, [[1, 3], [2]])
     assert list(result.maps["fused"]) == ["features+stem"]
     assert result["fused"].shape == (3, 10, 12)
     for row in range(3):

@@ -58,14 +58,14 @@ def test_cam_equals_its_formula_and_is_signed() -> None:
     images = nets.images(3)
     attributor = Attributor(model, ["cam"], layers=nets.target_layers(model), head=head_of(model))
     result = attributor(images, TARGETS)
-    weight = head_of(model).weight  # type: ignore[union-attr]
+    weight = head_of(model).weight
     for row, (image, target) in enumerate(entries()):
         activation, _ = reference.signals(
             model, "features", nets.target_layers(model)[1].to_grid, images[image], target
         )
         assert nets.difference(result["cam"][row], reference.cam(activation, weight, target)) < 1e-5
         # The map's mean and the bias make the logit.
-        bias = float(model.head().bias[target])  # type: ignore[operator]
+        bias = float(model.head().bias[target])
         logit = float(result.logits[image, target])
         assert float(result["cam"][row].mean()) + bias == pytest.approx(logit, abs=1e-5)
     assert (result["cam"] < 0).any()
@@ -115,7 +115,7 @@ def test_identities_behind_global_average_pooling() -> None:
     expected = cam["cam"].relu() / cells
     for name in ("grad_cam", "hires_cam", "xgrad_cam"):
         assert torch.allclose(gradient[name], expected, rtol=1e-4, atol=1e-6), name
-    weight = model.fc.weight.detach()[gradient.selection.target].relu()  # type: ignore[union-attr, operator, index]
+    weight = model.fc.weight.detach()[gradient.selection.target].relu()
     activation = torch.stack(
         [
             reference.signals(model, "features", lambda grid: grid, images[image], 0)[0]

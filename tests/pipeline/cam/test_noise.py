@@ -84,7 +84,7 @@ def test_no_noised_forward_where_the_gradient_is_known() -> None:
     model = nets.make("gap")
     model.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     layers = nets.target_layers(model)[1:]
-    Attributor(model, ["smooth_grad_cam_pp"], layers=layers, head=model.head())(nets.images(2), [0, 1])  # type: ignore[operator]
+    Attributor(model, ["smooth_grad_cam_pp"], layers=layers, head=model.head())(nets.images(2), [0, 1])
     assert batches == [2]
 
 

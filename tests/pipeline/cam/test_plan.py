@@ -16,7 +16,7 @@ from tests.pipeline.cam import nets
 
 def attributor(methods: list[Any], kind: str = "gap", *, head: bool = True, layers: int = 2) -> Attributor:
     model = nets.make(kind)
-    given = model.head() if kind == "gap" and head else None  # type: ignore[operator]
+    given = model.head() if kind == "gap" and head else None
     return Attributor(model, methods, layers=nets.target_layers(model)[2 - layers :], head=given)
 
 
@@ -31,7 +31,7 @@ def test_every_registered_method_is_planned_with_its_sign() -> None:
 
 def test_specifications_from_names_mappings_and_objects() -> None:
     assert isinstance(as_spec("score_cam"), ScoreCAMSpec)
-    assert as_spec({"name": "smooth_grad_cam_pp", "samples": 3}).samples == 3  # type: ignore[attr-defined]
+    assert as_spec({"name": "smooth_grad_cam_pp", "samples": 3}).samples == 3
     assert isinstance(as_spec(MethodSpec(name="smooth_grad_cam_pp", label="s")), SmoothGradCAMppSpec)
     kept = ScoreCAMSpec(name="score_cam", convention="paper", label="p")
     assert as_spec(kept) == kept
@@ -72,6 +72,6 @@ def test_what_is_refused(methods: list[Any], message: str) -> None:
 
 def test_cam_without_a_linear_head_names_grad_cam() -> None:
     with pytest.raises(
-        InputError, match="global average pooling and one linear layer, and .*conv2.* is not; use grad_cam"
+        InputError, match=r"global average pooling and one linear layer, and .*conv2.* is not; use grad_cam"
     ):
         attributor(["cam"], "inplace")

@@ -29,12 +29,12 @@ def test_activations_and_gradients_in_forward_order() -> None:
     result = run(model, layers[::-1])
     assert list(result.activations) == ["stem", "features"]
     with torch.no_grad():
-        stem = model.stem(nets.images(2))  # type: ignore[operator]
+        stem = model.stem(nets.images(2))
         assert torch.equal(result.activations["stem"], stem)
-        assert torch.equal(result.activations["features"], model.features(stem))  # type: ignore[operator]
+        assert torch.equal(result.activations["features"], model.features(stem))
         assert torch.equal(result.logits, model(nets.images(2)))
     assert not result.logits.requires_grad
-    expected = model.fc.weight[1].detach()[None, :, None, None].expand(2, -1, 5, 6) / 30  # type: ignore[union-attr, index]
+    expected = model.fc.weight[1].detach()[None, :, None, None].expand(2, -1, 5, 6) / 30
     assert torch.allclose(one_target(result)["features"], expected)
 
 
@@ -56,8 +56,8 @@ def test_the_trunk_before_the_first_layer_keeps_no_graph() -> None:
     model = nets.make("gap")
     seen: list[bool] = []
     handles = [
-        model.stem.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)),  # type: ignore[operator]
-        model.fc.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)),  # type: ignore[operator]
+        model.stem.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)),
+        model.fc.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad)),
     ]
     run(model, nets.target_layers(model)[1:])
     shared_pass(model, nets.images(1), nets.target_layers(model), ())
@@ -71,7 +71,7 @@ def test_an_inplace_relu_behind_the_layer_does_not_change_what_was_captured() ->
     layers = nets.target_layers(model)
     for gradient_layers in ({"conv1", "conv2"}, set()):
         result = shared_pass(model, nets.images(2), layers, gradient_layers)
-        expected = nn.functional.conv2d(nets.images(2), model.conv1.weight, model.conv1.bias, padding=1)  # type: ignore[arg-type]
+        expected = nn.functional.conv2d(nets.images(2), model.conv1.weight, model.conv1.bias, padding=1)
         assert (result.activations["conv1"] < 0).any()
         assert torch.allclose(result.activations["conv1"], expected, atol=1e-6)
 
@@ -97,12 +97,12 @@ def same(left: object, right: object) -> bool:
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was_found(fails: bool) -> None:
     model = nets.make("gap").train()
-    model.stem.eval()  # type: ignore[operator]
-    model.fc.bias.requires_grad_(False)  # type: ignore[union-attr, operator]
-    model.fc.weight.grad = torch.full_like(model.fc.weight, 3)  # type: ignore[union-attr, arg-type]
+    model.stem.eval()
+    model.fc.bias.requires_grad_(False)
+    model.fc.weight.grad = torch.full_like(model.fc.weight, 3)
     layers = nets.target_layers(model)
     if fails:
-        layers.append(TargetLayer("fc", model.fc))  # type: ignore[arg-type]
+        layers.append(TargetLayer("fc", model.fc))
     before = state(model)
     if fails:
         with pytest.raises(InputError, match="'fc'"):

@@ -16,6 +16,7 @@ from pipeline.engine.clock import StageClock
 from pipeline.engine.reading import Prepared, ReadAhead, prepare, prepare_all
 from pipeline.engine.worker import tolerate_damage
 from pipeline.sources.base import Sample, Source, UnitError
+from pipeline.sources.decode import DecodeError
 from schemas.unit import Unit
 from schemas.view import View
 
@@ -123,6 +124,14 @@ def test_a_good_image_is_prepared_and_its_bytes_let_go() -> None:
     assert item.sample.data is None and item.sample.byte_size == len(data)
     assert item.sha256 is not None and len(item.sha256) == 32
     assert item.tensor is not None and item.tensor[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_an_image_that_preprocessing_refuses_is_a_status_too() -> None:
+    def refuse(pixels: torch.Tensor) -> tuple[torch.Tensor, View]:
+        raise DecodeError("too thin")
+
+    item = prepare(Sample("a", "u", png(5, 4)), refuse, "ignore", StageClock())
+    assert (item.status, item.error) == ("decode_error", "too thin")
 
 
 def test_a_bad_image_is_a_status_with_its_reason() -> None:

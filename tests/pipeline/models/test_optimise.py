@@ -96,7 +96,7 @@ class Traps(nn.Module):
         x = self.skip_norm(y) + y  # the convolution's output is used twice
         x = self.shared_norm(self.shared(self.shared_norm(self.shared(x))))  # twice the same
         x = self.gap_norm(self.gap(x).relu())  # something in between
-        return self.head(self.counted(self.alone(x)).mean((2, 3)))
+        return self.head((self.alone(x) + self.counted(self.gap(x))).mean((2, 3)))
 
 
 def test_only_what_may_be_folded_is() -> None:

@@ -31,6 +31,7 @@ def test_rows_on_every_store(any_place: Place) -> None:
     any_place.put("d/b.parquet", _bytes({"image": _images(1, 5), "label": [7]}))
     source = any_place.source(any_place.url("d/*.parquet"), "parquet", label="label", unit_images=2)
     units = list(source.plan())
+    assert [unit.images for unit in units] == [2, 2, 1, 1]
     assert [(u.start, u.stop, u.unit_id) for u in units] == [
         (0, 1, "000000-a-0"), (1, 2, "000001-a-1"), (2, 3, "000002-a-2"), (0, 1, "000003-b-0")
     ]  # fmt: skip
