@@ -7,6 +7,7 @@ question in SQL, and shown.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -62,6 +63,8 @@ def demo(
 ) -> None:
     """Run everything on scenes made here: train, explain with six methods on Ray, verify, query, show."""
     began = time.monotonic()
+    # Read when torch loads, which is later. Threads that spin while they wait make training crawl on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with plain_errors():
         print(
             f"camlake demo: {scenes} scenes of handwritten digits with a planted shortcut, a small network trained on"
