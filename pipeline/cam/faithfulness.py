@@ -133,7 +133,7 @@ def faithfulness(score: Score, image: Tensor, masks: Tensor, *, steps: int = 16,
         raise ValueError(f"masks are {tuple(masks.shape)} and the image is {tuple(image.shape)}; enlarge them to it")
 
     def scores(images: Tensor) -> Tensor:
-        return torch.cat([score(part).detach().double().cpu() for part in images.split(batch)])
+        return torch.cat([score(part).detach().double().cpu() for part in torch.split(images, batch)])
 
     blank, blur = torch.zeros_like(image), blurred(image[None])[0]
     full, nothing, vague = scores(torch.stack([image, blank, blur])).tolist()

@@ -24,7 +24,7 @@ class MaskJob:
     """The masks of one image at one layer, and their scores as they come in.
 
     ``image`` (3, H, W) float32 is the normalised input; ``activation`` (C, h, w) float32; ``target`` (T,) int64 on
-    the device. Scores are kept for the T targets only: ``logit`` (U, T) float32 and ``normaliser`` (U,) float64, the
+    the device, and ``classes`` the same on the CPU. Scores are kept for the T targets only: ``logit`` (U, T) float32 and ``normaliser`` (U,) float64, the
     logarithm of the sum of exp over all classes.
     """
 
@@ -34,6 +34,7 @@ class MaskJob:
     activation: Tensor
     masks: MaskSet
     target: Tensor
+    classes: Tensor
     logit: Tensor = field(init=False)
     normaliser: Tensor = field(init=False)
     scored: int = 0
@@ -101,8 +102,8 @@ class MaskStream:
         grids = image.new_zeros((1, 1, 1))
         no = torch.zeros(1, dtype=torch.bool, device=image.device)
         masks = MaskSet(grids, torch.zeros(1, dtype=torch.int64, device=image.device), no, no, False)
-        target = torch.arange(classes, device=image.device)
-        self._null = MaskJob(-1, group, torch.zeros_like(image), grids, masks, target)
+        target = torch.arange(classes)
+        self._null = MaskJob(-1, group, torch.zeros_like(image), grids, masks, target.to(image.device), target)
         self.push(self._null)
 
     @property

@@ -7,6 +7,7 @@ small grid, scaled by the extremes of the enlarged one. Masks at the input's res
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -75,40 +76,47 @@ def distinct_masks(activation: Tensor) -> list[MaskSet]:
     return sets
 
 
-def _samples(cells: int, pixels: int, align_corners: bool) -> tuple[list[int], list[int], list[float]]:
-    """Return (lower cell, upper cell, fraction) of the pixels at which a piecewise linear function can be extreme.
+@dataclass(frozen=True)
+class _Samples:
+    """Places along an axis: between cells ``lower`` and ``upper`` (n,) int64, at ``fraction`` (n,) float32."""
 
-    Between two cell centres the enlarged grid is linear along each axis, so of the pixels there only the first and
-    the last matter: at most two per cell.
+    lower: Tensor
+    upper: Tensor
+    fraction: Tensor
+
+
+@lru_cache(maxsize=64)
+def _samples(cells: int, pixels: int, align_corners: bool, device: torch.device) -> _Samples:
+    """Return the pixels at which an enlarged axis can be extreme.
+
+    Between two cell centres it is linear, so of the pixels there only the first and the last matter: at most two per
+    cell.
     """
-    lower, upper, fraction = [], [], []
-    places = []
-    for pixel in range(pixels):
-        if align_corners:
-            place = pixel * (cells - 1) / (pixels - 1) if pixels > 1 else 0.0
-        else:
-            place = max((pixel + 0.5) * cells / pixels - 0.5, 0.0)
-        places.append(min(place, cells - 1.0))
-    for pixel, place in enumerate(places):
-        cell = int(place)
-        first = pixel == 0 or int(places[pixel - 1]) != cell
-        last = pixel == pixels - 1 or int(places[pixel + 1]) != cell
-        if first or last:
-            lower.append(cell)
-            upper.append(min(cell + 1, cells - 1))
-            fraction.append(place - cell)
-    return lower, upper, fraction
+    if align_corners:
+        places = [pixel * (cells - 1) / (pixels - 1) if pixels > 1 else 0.0 for pixel in range(pixels)]
+    else:
+        places = [min(max((pixel + 0.5) * cells / pixels - 0.5, 0.0), cells - 1.0) for pixel in range(pixels)]
+    between = [int(place) for place in places]
+    kept = [
+        pixel
+        for pixel in range(pixels)
+        if between[max(pixel - 1, 0)] != between[pixel]
+        or between[min(pixel + 1, pixels - 1)] != between[pixel]
+        or pixel in (0, pixels - 1)
+    ]
+    return _Samples(
+        torch.tensor([between[pixel] for pixel in kept], device=device),
+        torch.tensor([min(between[pixel] + 1, cells - 1) for pixel in kept], device=device),
+        torch.tensor([places[pixel] - between[pixel] for pixel in kept], dtype=torch.float32, device=device),
+    )
 
 
-def _sampled(grids: Tensor, dim: int, samples: tuple[list[int], list[int], list[float]]) -> Tensor:
-    lower, upper, fraction = samples
+def _sampled(grids: Tensor, dim: int, samples: _Samples) -> Tensor:
     shape = [1, 1, 1]
     shape[dim] = -1
-    part = grids.new_tensor(fraction).view(shape)
-    low = grids.index_select(dim, torch.tensor(lower, device=grids.device))
-    high = grids.index_select(dim, torch.tensor(upper, device=grids.device))
+    part = samples.fraction.view(shape)
     # Product and sum apart, not a matrix product: the same bits for a mask whatever the number of masks.
-    return low * (1 - part) + high * part
+    return grids.index_select(dim, samples.lower) * (1 - part) + grids.index_select(dim, samples.upper) * part
 
 
 def scaled_after_enlarging(grids: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -116,8 +124,8 @@ def scaled_after_enlarging(grids: Tensor, size: tuple[int, int], align_corners: 
 
     The extremes of each enlarged grid are those over a reduced grid of at most (2h, 2w) of its pixels.
     """
-    rows = _samples(grids.shape[1], size[0], align_corners)
-    columns = _samples(grids.shape[2], size[1], align_corners)
+    rows = _samples(grids.shape[1], size[0], align_corners, grids.device)
+    columns = _samples(grids.shape[2], size[1], align_corners, grids.device)
     reduced = _sampled(_sampled(grids, 1, rows), 2, columns)
     low, high = reduced.amin((1, 2), keepdim=True), reduced.amax((1, 2), keepdim=True)
     # A grid finer than the input can lose its only active cell in between pixels: then nothing is left to scale.

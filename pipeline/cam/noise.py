@@ -91,11 +91,8 @@ def noised_moments(
         sums = [{name: _Sums(activation) for name, activation in clean.items()} for _ in group]
         for batch, members, segments in _noised_batches(images, image_seeds, samples, level, seed):
             result = forward(batch)
-            filled = torch.arange(images.shape[0], device=images.device) < segments[-1][1]
             for index, (rank, layer_sums) in enumerate(zip(group, sums, strict=True)):
-                gradients = result.gradients(
-                    rank.target[members], rank.active[members] & filled, last=index == len(group) - 1
-                )
+                gradients = result.gradients(rank.target[members], rank.active[members], last=index == len(group) - 1)
                 for name, gradient in gradients.items():
                     layer_sums[name].add(gradient, segments)
         for layer_sums in sums:

@@ -93,6 +93,13 @@ class Session:
         Raises:
             InputError: images, targets or layers do not fit.
         """
+        logits, chosen, maps = self._explained(images, image_seeds, selection)
+        # The clean pass is out of scope here: masked forwards have the memory for themselves.
+        return PassOutput(logits, chosen, maps + self._finished_masks(drain=False))
+
+    def _explained(
+        self, images: Tensor, image_seeds: Sequence[int] | None, selection: Selection | Selector | None
+    ) -> tuple[Tensor, Selection, list[MapBatch]]:
         count = self._checked_images(images, image_seeds)
         padded = self._compute.padded(images)
         clean = self._compute.clean_pass(padded)
@@ -111,11 +118,16 @@ class Session:
             with exact_arithmetic(padded.device):
                 self._push_masks(plan, padded, signals, chosen, logits.shape[1])
         self._images += count
-        return PassOutput(logits, chosen, maps + self._finished_masks(drain=False))
+        return logits, chosen, maps
 
     def finish(self) -> list[MapBatch]:
         """Score the masks that are left and return the last Score-CAM maps. The session can go on afterwards."""
         return self._finished_masks(drain=True)
+
+    @property
+    def masks_scored(self) -> int:
+        """Masked images that Score-CAM ran so far, the filling of the last chunk left out."""
+        return self._stream.masks_scored if self._stream is not None else 0
 
     def _checked_images(self, images: Tensor, image_seeds: Sequence[int] | None) -> int:
         if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
@@ -247,7 +259,8 @@ class Session:
         layers = {group.layer for group in groups}
         distinct = {layer: distinct_masks(signals[layer].activation[:count]) for layer in layers}
         counts = torch.bincount(selection.image, minlength=count).tolist()
-        targets = torch.split(selection.target.to(images.device), counts)
+        targets = torch.split(selection.target, counts)
+        on_device = torch.split(selection.target.to(images.device), counts)
         size = (images.shape[-2], images.shape[-1])
         for image, target in enumerate(targets):
             if not len(target):
@@ -265,7 +278,8 @@ class Session:
                         image=images[image],
                         activation=signals[group.layer].activation[image],
                         masks=masks,
-                        target=target,
+                        target=on_device[image],
+                        classes=target,
                     )
                 )
 
@@ -289,7 +303,7 @@ class Session:
                     del self._unfused[job.number, method.key]
                     for layer, maps in self._fused(planned, waiting).items():
                         image = torch.full((len(maps),), job.number)
-                        found[method.key, layer].append(MapBatch(method.key, layer, image, job.target.cpu(), maps))
+                        found[method.key, layer].append(MapBatch(method.key, layer, image, job.classes, maps))
         return [_joined(batches) for batches in found.values()]
 
 

@@ -166,8 +166,8 @@ class Dispatcher:
         if self._suspects and not slot.flights:
             slot.alone = True
             self._send(slot, self._suspects.popleft())
-        # What a worker holds in advance must not be what another is waiting for.
-        elif len(slot.flights) < depth and (depth == 1 or self._left > sum(not other.flights for other in self._slots)):
+        # What a worker holds in advance must not be what another will be waiting for.
+        elif len(slot.flights) < depth and (depth == 1 or self._left > 2 * (len(self._slots) - 1)):
             unit = self._draw()
             if unit is not None:
                 self._send(slot, unit)

@@ -42,7 +42,7 @@ def job(number: int, channels: int, targets: list[int], grid: tuple[int, int] = 
     activation = torch.rand((channels, *grid), generator=generator)
     image = torch.rand((3, *SIZE), generator=generator)
     masks = distinct_masks(activation[None])[0]
-    return MaskJob(number, GROUP, image, activation, masks, torch.tensor(targets))
+    return MaskJob(number, GROUP, image, activation, masks, torch.tensor(targets), torch.tensor(targets))
 
 
 def expected_logits(each: MaskJob) -> Tensor:
@@ -104,7 +104,13 @@ def test_the_null_mask_is_scored_once_and_before_the_jobs_that_need_it() -> None
         each = job(number, 4, [2, 0])
         each.activation[1] = 7.0
         each = MaskJob(
-            number, GROUP, each.image, each.activation, distinct_masks(each.activation[None])[0], each.target
+            number,
+            GROUP,
+            each.image,
+            each.activation,
+            distinct_masks(each.activation[None])[0],
+            each.target,
+            each.classes,
         )
         stream.push_null(each.image, CLASSES, GROUP)
         stream.push(each)
@@ -126,7 +132,9 @@ def test_scores_per_channel() -> None:
     stream = make_stream(network, [16])
     each = job(0, 5, [3, 1])
     each.activation[2] = each.activation[0] * 2  # the same mask
-    each = MaskJob(0, GROUP, each.image, each.activation, distinct_masks(each.activation[None])[0], each.target)
+    each = MaskJob(
+        0, GROUP, each.image, each.activation, distinct_masks(each.activation[None])[0], each.target, each.classes
+    )
     stream.push(each)
     list(stream.run(drain=True))
     assert stream.masks_scored == 4

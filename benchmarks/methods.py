@@ -1,0 +1,242 @@
+"""The gradient methods: ours against grad-cam, torchcam and the bare forward, in one alternating run.
+
+    python -m benchmarks.methods [--model resnet50] [--weights URI] [--images GLOB] [--threads 2] [--json FILE]
+
+Ours explains all images, methods and targets in one pass. The peers run one pass per method and per target, as their
+documentation shows; a method that a peer lacks is not charged to it. "bare forwards" is the same network in its
+fastest form (batch norm folded, channels-last, inference mode) over the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Contestant, Report, Row, Timing, alternate
+from benchmarks.inputs import (
+    Subject,
+    add_model_options,
+    bare_forward,
+    command,
+    load_images,
+    load_subject,
+    make_parser,
+    model_config,
+    say,
+    title,
+    top_classes,
+)
+from benchmarks.peers import Peer, TorchcamPackage, agreement, installed, quiet
+from pipeline.attributor import Attribution, Attributor
+
+LIMIT = "bare forwards"
+SIX = ("cam", "grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "xgrad_cam")
+SMOOTH = "smooth_grad_cam_pp"
+SAMPLES, LEVEL, TARGETS = 8, 0.15, 5
+
+SIX_WORK = "CAM, Grad-CAM, Grad-CAM++, LayerCAM, HiResCAM, XGrad-CAM in one pass"
+FIVE_WORK = "the same for five targets per image"
+SMOOTH_WORK = "Smooth Grad-CAM++, 8 samples"
+BY_GRADIENT = ", without the closed form"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all contestants are given; ``targets`` are classes per image, the predicted one first."""
+
+    subject: Subject
+    images: Tensor
+    targets: list[list[int]]
+
+    @property
+    def predicted(self) -> list[int]:
+        """One class per image."""
+        return [classes[0] for classes in self.targets]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return (self.images.shape[-2], self.images.shape[-1])
+
+
+def ours(case: Case) -> list[Contestant]:
+    """Our contestants, named by their work."""
+    layers, head = case.subject.replica.layers, case.subject.replica.head
+    closed = head is not None and head.layer == case.subject.layer
+    six = [method for method in SIX if method != "cam" or closed]
+    smooth: dict[str, object] = {"name": SMOOTH, "samples": SAMPLES, "noise_level": LEVEL}
+
+    def task(attributor: Attributor, targets: list[int] | list[list[int]]) -> Callable[[], Attribution]:
+        return lambda: attributor(case.images, targets, image_seeds=range(len(case.images)))
+
+    def by_gradient(methods: list[str | dict[str, object]]) -> Attributor:
+        # Without the head nothing is known of what follows the layer, so every gradient is a backward pass.
+        return Attributor(case.subject.replica.model, methods, layers=layers)
+
+    make = case.subject.attributor
+    contestants = [
+        Contestant(_alone(case), task(make(["grad_cam"]), case.predicted)),
+        Contestant(SIX_WORK, task(make(six), case.predicted)),
+        Contestant(FIVE_WORK, task(make(six), case.targets)),
+        Contestant(SMOOTH_WORK, task(make([smooth]), case.predicted)),
+    ]
+    if closed:
+        five: list[str | dict[str, object]] = [method for method in six if method != "cam"]
+        contestants += [
+            Contestant(SIX_WORK.removeprefix("CAM, ") + BY_GRADIENT, task(by_gradient(five), case.predicted)),
+            Contestant(FIVE_WORK + BY_GRADIENT, task(by_gradient(five), case.targets)),
+            Contestant(SMOOTH_WORK + BY_GRADIENT, task(by_gradient([smooth]), case.predicted)),
+        ]
+    return contestants
+
+
+def _alone(case: Case) -> str:
+    return f"Grad-CAM alone, {title(case.subject.replica.config.name.rpartition(':')[2])}"
+
+
+def methods_of(peer: Peer, case: Case) -> list[str]:
+    """The methods of the shared pass that a peer has, and that fit the layer."""
+    head = case.subject.replica.head
+    has_head = head is not None and head.layer == case.subject.layer
+    return [method for method in SIX if method in peer.classes and (method != "cam" or has_head)]
+
+
+def theirs(case: Case, peer: Peer, all_passes: bool) -> list[Contestant]:
+    """A peer's contestants: one per method; Smooth Grad-CAM++ and what shares a forward for torchcam."""
+    model, layer, images = copy.deepcopy(case.subject.plain), case.subject.layer, case.images
+
+    def one(method: str) -> Callable[[], Tensor]:
+        return lambda: peer.maps(model, layer, method, images, case.predicted)
+
+    methods = methods_of(peer, case)
+    contestants = [Contestant(f"{peer.name} {method}", one(method)) for method in methods]
+    if all_passes:
+
+        def every() -> None:
+            for rank in zip(*case.targets, strict=True):
+                for method in methods:
+                    peer.maps(model, layer, method, images, rank)
+
+        contestants.append(Contestant(f"{peer.name} {FIVE_WORK}", every))
+    if isinstance(peer, TorchcamPackage):
+        torchcam = peer
+        single = [[target] for target in case.predicted]
+        contestants += [
+            Contestant(
+                f"{peer.name} {SMOOTH}",
+                lambda: torchcam.maps(
+                    model, layer, SMOOTH, images, case.predicted, num_samples=SAMPLES, std=LEVEL * _range(images)
+                ),
+            ),
+            Contestant(
+                f"{peer.name} kept {SIX_WORK}", lambda: torchcam.graph_kept(model, layer, methods, images, single)
+            ),
+            Contestant(
+                f"{peer.name} kept {FIVE_WORK}", lambda: torchcam.graph_kept(model, layer, methods, images, case.targets)
+            ),
+        ]
+    return contestants
+
+
+def _range(images: Tensor) -> float:
+    return float((images.amax((1, 2, 3)) - images.amin((1, 2, 3))).mean())
+
+
+def compare(case: Case, peer: Peer, timings: dict[str, Timing], report: Report, all_passes: bool) -> None:
+    """Add a peer's rows."""
+    classes = len(case.targets[0])
+    maps: Attribution = timings[SIX_WORK].result
+    methods = methods_of(peer, case)
+    found = {
+        method: agreement(peer, maps[method], timings[f"{peer.name} {method}"].result, case.size) for method in methods
+    }
+    right = [difference for method, difference in found.items() if method not in peer.wrong]
+    for method in methods:
+        if method in peer.wrong:
+            report.notes.append(f"{peer.name}'s {method} differs by {found[method]:.2g}: it {peer.wrong[method]}")
+    seconds = {method: timings[f"{peer.name} {method}"].median for method in methods}
+    total = sum(seconds.values())
+    five = timings[f"{peer.name} {FIVE_WORK}"].median if all_passes else classes * total
+    if not all_passes:
+        report.notes.append(
+            f"{peer.name}'s {classes} targets per image are counted as {classes} times its passes for one; "
+            "--all-passes runs them"
+        )
+    alone = _alone(case)
+    report.rows += [
+        Row(alone, peer.name, timings[alone].median, seconds["grad_cam"], found["grad_cam"]),
+        Row(SIX_WORK, peer.name, timings[SIX_WORK].median, total, max(right)),
+        Row(FIVE_WORK, peer.name, timings[FIVE_WORK].median, five, max(right)),
+    ]
+    lacks = [method for method in SIX if method not in methods]
+    if lacks:
+        report.notes.append(f"{peer.name} is charged with {len(methods)} methods, without {', '.join(lacks)}")
+    if not isinstance(peer, TorchcamPackage):
+        return
+    kept = f"{peer.name}, one forward"
+    for work in (SIX_WORK, FIVE_WORK):
+        report.rows.append(Row(work, kept, timings[work].median, timings[f"{peer.name} kept {work}"].median))
+    report.notes.append(f"'{kept}': the graph of one forward is kept for all methods, which its documents do not show")
+    smooth = timings[f"{peer.name} {SMOOTH}"].median
+    for work in (SMOOTH_WORK, SMOOTH_WORK + BY_GRADIENT):
+        if work in timings:
+            report.rows.append(Row(work, peer.name, timings[work].median, smooth))
+    report.notes.append(f"{peer.name}'s {SMOOTH} has no map to agree with: it {peer.wrong[SMOOTH]}")
+
+
+def check_order(case: Case, timings: dict[str, Timing]) -> float:
+    """Return the largest difference between one class alone and the same among five, over all methods."""
+    alone: Attribution = timings[SIX_WORK].result
+    among: Attribution = timings[FIVE_WORK].result
+    pairs = list(zip(among.selection.image.tolist(), among.selection.target.tolist(), strict=True))
+    places = [pairs.index((image, target)) for image, target in enumerate(case.predicted)]
+    return max(float((among[method][places] - alone[method]).abs().max()) for method in alone.maps)
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Time all contestants and return the rows."""
+    subject = load_subject(model_config(options.model, options, [options.layer] if options.layer else None))
+    images = load_images(subject.replica, options)
+    case = Case(subject, images, top_classes(subject.replica.model, images, TARGETS))
+    fastest = images.contiguous(memory_format=torch.channels_last)
+    peers = [peer for peer in installed() if peer is not None]
+    contestants = [Contestant(LIMIT, lambda: bare_forward(subject.replica.model, fastest)), *ours(case)]
+    for peer in peers:
+        contestants += theirs(case, peer, options.all_passes)
+    with quiet():
+        timings = alternate(contestants, options.repeats, say=say)
+        report = Report()
+        report.notes.append(
+            f"{title(options.model)} at {subject.layer}, {len(images)} images of {case.size[0]}x{case.size[1]}, "
+            f"median of {options.repeats} rounds"
+        )
+        for peer in peers:
+            compare(case, peer, timings, report, options.all_passes)
+    bare = timings[LIMIT].median
+    for contestant in ours(case):
+        forwards = SAMPLES if contestant.name.startswith(SMOOTH_WORK) else 1
+        limit = LIMIT if forwards == 1 else f"{forwards} x {LIMIT}"
+        report.rows.append(Row(contestant.name, limit, timings[contestant.name].median, forwards * bare))
+    report.notes.append(f"one class alone and the same class among five differ by {check_order(case, timings):.1g}")
+    if SMOOTH_WORK + BY_GRADIENT in timings:
+        report.notes.append(
+            "behind global average pooling the gradient does not depend on the input, so ours takes it from the "
+            "head's weights; 'without the closed form' takes it from backward passes, as at any other layer"
+        )
+    return report
+
+
+PARSER = make_parser("methods", __doc__, repeats=5)
+PARSER.add_argument("--model", default="resnet50", help="torchvision name (default: %(default)s)")
+PARSER.add_argument("--layer", help="target layer (default: the last spatial one)")
+PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five targets (slow)")
+add_model_options(PARSER, count=16)
+main = command("benchmarks.methods", run, PARSER)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

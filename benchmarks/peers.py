@@ -1,0 +1,162 @@
+"""The packages grad-cam and torchcam, called as their documentation shows, and their maps beside ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.inputs import say
+
+#: Our method -> the peers' classes; a method that a package lacks is left out.
+GRAD_CAM = {
+    "grad_cam": "GradCAM",
+    "grad_cam_pp": "GradCAMPlusPlus",
+    "layer_cam": "LayerCAM",
+    "hires_cam": "HiResCAM",
+    "xgrad_cam": "XGradCAM",
+    "score_cam": "ScoreCAM",
+}
+TORCHCAM = {
+    "cam": "CAM",
+    "grad_cam": "GradCAM",
+    "grad_cam_pp": "GradCAMpp",
+    "smooth_grad_cam_pp": "SmoothGradCAMpp",
+    "layer_cam": "LayerCAM",
+    "xgrad_cam": "XGradCAM",
+    "score_cam": "ScoreCAM",
+}
+
+
+class Peer(Protocol):
+    """A package that computes maps."""
+
+    name: str
+    classes: dict[str, str]
+    wrong: dict[str, str]
+
+    def maps(self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int]) -> Tensor:
+        """Return maps as the package gives them by default: between 0 and 1."""
+
+    def like(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scale (and enlarge to ``size``) our raw maps (T, h, w) as the package does its own."""
+
+
+class GradCamPackage:
+    """The package grad-cam: maps (n, H, W) at the images' size."""
+
+    name = "grad-cam"
+    classes = GRAD_CAM
+    #: Methods of which the package computes something else than the paper, and what.
+    wrong = {"grad_cam_pp": "adds an absolute 1e-6 to alpha's denominator, which drowns small g^2"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        import pytorch_grad_cam
+        from pytorch_grad_cam.utils.image import scale_cam_image
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        self._package, self._scale, self._target = pytorch_grad_cam, scale_cam_image, ClassifierOutputTarget
+
+    def maps(self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int]) -> Tensor:
+        """Return the maps (n, H, W) of one class per image."""
+        wanted = [self._target(target) for target in targets]
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as nowhere,  # Score-CAM draws a progress bar
+            redirect_stderr(nowhere),
+            getattr(self._package, self.classes[method])(model, [model.get_submodule(layer)]) as explainer,
+        ):
+            return torch.from_numpy(explainer(images, wanted))
+
+    def like(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scale our maps twice, once enlarging them, as the package does."""
+        positive = np.maximum(maps.numpy(), 0)
+        return torch.from_numpy(self._scale(self._scale(positive, size[::-1])))
+
+
+class TorchcamPackage:
+    """The package torchcam: maps (n, h, w) at the layer's resolution."""
+
+    name = "torchcam"
+    classes = TORCHCAM
+    wrong = {  # noqa: RUF012
+        "grad_cam_pp": "its division of alpha edits a copy, so the weights are sum g^2 relu(g)",
+        "smooth_grad_cam_pp": "takes relu(g) and A of its last noised copy, and draws other noise",
+    }
+
+    def __init__(self) -> None:
+        import torchcam.methods
+
+        self._methods = torchcam.methods
+        logging.getLogger("torchcam").setLevel(logging.ERROR)  # it warns that it chose CAM's layer itself
+
+    def maps(
+        self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int], **options: Any
+    ) -> Tensor:
+        """Return the maps (n, h, w) of one class per image, from a forward of their own."""
+        with self._extractor(model, layer, method, images, options) as extractor:
+            logits = model(images)
+            maps: Tensor = extractor(list(targets), logits)[0].detach()
+        return maps
+
+    def graph_kept(
+        self, model: nn.Module, layer: str, methods: Sequence[str], images: Tensor, targets: Sequence[Sequence[int]]
+    ) -> None:
+        """Compute all of ``methods`` for all targets from one forward, whose graph is kept.
+
+        The package's documentation does not show it, but its ``retain_graph`` allows it for the gradient methods.
+
+        Args:
+            targets: a list of classes per image, all of one length.
+        """
+        with ExitStack() as stack:
+            extractors = [
+                (method, stack.enter_context(self._extractor(model, layer, method, images, {}))) for method in methods
+            ]
+            logits = model(images)
+            for rank in zip(*targets, strict=True):
+                for method, extractor in extractors:
+                    extractor(list(rank), logits, **({} if method == "cam" else {"retain_graph": True}))
+
+    def like(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Scale our maps to [0, 1]; ``size`` is not needed, they stay at the layer's resolution."""
+        low = maps.amin((1, 2), keepdim=True)
+        high = maps.amax((1, 2), keepdim=True)
+        return (maps - low) / torch.where(high > low, high - low, 1.0)
+
+    def _extractor(self, model: nn.Module, layer: str, method: str, images: Tensor, options: dict[str, Any]) -> Any:
+        shape = tuple(images.shape[1:])
+        return getattr(self._methods, self.classes[method])(model, [layer], input_shape=shape, **options)
+
+
+@contextmanager
+def quiet() -> Any:
+    """Hide the peers' warnings: escapes in docstrings, deprecated calls."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def installed() -> tuple[GradCamPackage | None, TorchcamPackage | None]:
+    """Return the peers that can be imported; what is missing is said."""
+    found: list[Any] = []
+    for package in (GradCamPackage, TorchcamPackage):
+        try:
+            with quiet():
+                found.append(package())
+        except ImportError as error:
+            say(f"{package.name} is missing ({error}), its rows are left out; pip install 'camlake[peers]'")
+            found.append(None)
+    return found[0], found[1]
+
+
+def agreement(peer: Peer, ours: Tensor, theirs: Tensor, size: tuple[int, int]) -> float:
+    """Largest difference between the peer's maps and our raw maps scaled likewise (largest value 1)."""
+    return float((peer.like(ours, size) - theirs).abs().max())
