@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from benchmarks.harness import Report
 from pipeline.attributor import Attributor
+from pipeline.cam.base import Selection
 from pipeline.models.factory import build, parse_name
 from pipeline.models.replica import Replica, load_replica
 from pipeline.models.weights import choose, load, read
@@ -208,3 +209,9 @@ def top_classes(model: nn.Module, images: Tensor, count: int) -> list[list[int]]
     logits = bare_forward(model, images)
     classes: list[list[int]] = logits.topk(min(count, logits.shape[1])).indices.tolist()
     return classes
+
+
+def places(selection: Selection, classes: Sequence[int]) -> list[int]:
+    """Return where in ``selection`` the class ``classes[i]`` of image i stands."""
+    pairs = list(zip(selection.image.tolist(), selection.target.tolist(), strict=True))
+    return [pairs.index((image, target)) for image, target in enumerate(classes)]

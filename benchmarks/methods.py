@@ -27,6 +27,7 @@ from benchmarks.inputs import (
     load_subject,
     make_parser,
     model_config,
+    places,
     say,
     title,
     top_classes,
@@ -158,7 +159,7 @@ def compare(case: Case, peer: Peer, timings: dict[str, Timing], report: Report, 
     right = [difference for method, difference in found.items() if method not in peer.wrong]
     for method in methods:
         if method in peer.wrong:
-            report.notes.append(f"{peer.name}'s {method} differs by {found[method]:.2g}: it {peer.wrong[method]}")
+            report.notes.append(f"{peer.name}'s {method} differs by {found[method]:.2g}: {peer.wrong[method]}")
     seconds = {method: timings[f"{peer.name} {method}"].median for method in methods}
     total = sum(seconds.values())
     five = timings[f"{peer.name} {FIVE_WORK}"].median if all_passes else classes * total
@@ -186,16 +187,15 @@ def compare(case: Case, peer: Peer, timings: dict[str, Timing], report: Report, 
     for work in (SMOOTH_WORK, SMOOTH_WORK + BY_GRADIENT):
         if work in timings:
             report.rows.append(Row(work, peer.name, timings[work].median, smooth))
-    report.notes.append(f"{peer.name}'s {SMOOTH} has no map to agree with: it {peer.wrong[SMOOTH]}")
+    report.notes.append(f"{peer.name}'s {SMOOTH} has no map to agree with: {peer.wrong[SMOOTH]}")
 
 
 def check_order(case: Case, timings: dict[str, Timing]) -> float:
     """Return the largest difference between one class alone and the same among five, over all methods."""
     alone: Attribution = timings[SIX_WORK].result
     among: Attribution = timings[FIVE_WORK].result
-    pairs = list(zip(among.selection.image.tolist(), among.selection.target.tolist(), strict=True))
-    places = [pairs.index((image, target)) for image, target in enumerate(case.predicted)]
-    return max(float((among[method][places] - alone[method]).abs().max()) for method in alone.maps)
+    first = places(among.selection, case.predicted)
+    return max(float((among[method][first] - alone[method]).abs().max()) for method in alone.maps)
 
 
 def run(options: argparse.Namespace) -> Report:

@@ -56,7 +56,7 @@ class GradCamPackage:
     name = "grad-cam"
     classes = GRAD_CAM
     #: Methods of which the package computes something else than the paper, and what.
-    wrong = {"grad_cam_pp": "adds an absolute 1e-6 to alpha's denominator, which drowns small g^2"}  # noqa: RUF012
+    wrong = {"grad_cam_pp": "it adds an absolute 1e-6 to alpha's denominator, which drowns small g^2"}  # noqa: RUF012
 
     def __init__(self) -> None:
         import pytorch_grad_cam
@@ -88,7 +88,7 @@ class TorchcamPackage:
     classes = TORCHCAM
     wrong = {  # noqa: RUF012
         "grad_cam_pp": "its division of alpha edits a copy, so the weights are sum g^2 relu(g)",
-        "smooth_grad_cam_pp": "takes relu(g) and A of its last noised copy, and draws other noise",
+        "smooth_grad_cam_pp": "it takes relu(g) and A of its last noised copy, and draws other noise",
     }
 
     def __init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,8 +12,8 @@ from jobs.config import absolute_uri
 from jobs.options import StorageOptions, storage_options
 from jobs.run import main_of, plain_errors
 from pipeline.lake import Lake, open_lake
-from pipeline.lake.sheet import lake_sheet
-from schemas.errors import InputError, did_you_mean
+from pipeline.lake.sheet import Fetch, lake_sheet
+from schemas.errors import InputError, LakeError, did_you_mean
 
 
 def show(
@@ -48,7 +49,7 @@ def show(
             methods=method or None,
             alpha=alpha,
             cell=cell,
-            storage_options=storage_options(source_storage),
+            fetch=fetcher(opened, storage_options(source_storage)),
         )
         try:
             sheet.save(output, "PNG")
@@ -83,6 +84,31 @@ def first_images(lake: Lake, count: int, where: str | None = None) -> list[str]:
             "see the statuses with: camlake status"
         )
     return found
+
+
+def fetcher(lake: Lake, options: dict[str, Any]) -> Fetch:
+    """Return a function that fetches the encoded bytes of an image of the lake.
+
+    Where the images table gives a byte range that is one request; otherwise (an image inside a Parquet file, or in a
+    compressed tar) the image's unit is read again through its source until the image comes.
+    """
+
+    def fetch(row: Mapping[str, Any]) -> bytes:
+        image_id, unit_id = row["image_id"], row["unit_id"]
+        if row["byte_offset"] is not None:
+            return lake.image_bytes(image_id, unit_id=unit_id, storage_options=options or None)
+        from pipeline.lake.plan import read_plan
+        from pipeline.sources import open_source
+        from schemas.job import Source
+
+        source = open_source(Source.model_validate({**lake.manifest.job["source"], "storage_options": options}))
+        unit = next(unit for unit in read_plan(lake.store) if unit.unit_id == unit_id)
+        for sample in source.read(unit):
+            if sample.image_id == image_id and sample.data is not None:
+                return sample.data
+        raise LakeError(f"image '{image_id}' is not in {unit.uri} any more; has the source changed since the run?")
+
+    return fetch
 
 
 def _class_index(lake: Lake, target: str) -> int:

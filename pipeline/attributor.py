@@ -102,7 +102,9 @@ class Attributor:
         find_layer: turns the names of further layers, which methods give, into TargetLayers. Default: found in the
             model.
         batch_size: fixes the shape of every forward (batches are filled up), so that on a CPU in float32 a map has
-            the same bits whatever else is in its batch. Default: batches as they come.
+            the same bits whatever else is in its batch. Default: batches as they come. The bits are the same as far
+            as the network's own kernels are: MKL's matrix products are for ``batch_size`` and ``mask_batch``
+            divisible by 4 (any number, with one thread) and linear layers whose input width is divisible by 4.
         mask_batch: masked images per forward of Score-CAM; may be changed at any time.
         seed: of the methods that draw noise.
         activation: how logits become probabilities, ``softmax`` or ``sigmoid``.

@@ -24,8 +24,8 @@ class MaskJob:
     """The masks of one image at one layer, and their scores as they come in.
 
     ``image`` (3, H, W) float32 is the normalised input; ``activation`` (C, h, w) float32; ``target`` (T,) int64 on
-    the device, and ``classes`` the same on the CPU. Scores are kept for the T targets only: ``logit`` (U, T) float32 and ``normaliser`` (U,) float64, the
-    logarithm of the sum of exp over all classes.
+    the device, and ``classes`` the same on the CPU. Scores are kept for the T targets only: ``logit`` (U, T) float32
+    and ``normaliser`` (U,) float64, the logarithm of the sum of exp over all classes.
     """
 
     number: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from pipeline.lake.overlay import overlay
 from pipeline.lake.reader import Lake, view_of
 from schemas.errors import InputError, LakeError
 from schemas.view import View
+
+#: Returns the encoded bytes of an image, given its row of the images table.
+Fetch = Callable[[Mapping[str, Any]], bytes]
 
 _MARGIN = 8
 _FONT = 14
@@ -99,7 +102,7 @@ def lake_sheet(
     methods: Sequence[str] | None = None,
     alpha: float = 0.5,
     cell: int = 224,
-    storage_options: Mapping[str, Any] | None = None,
+    fetch: Fetch | None = None,
 ) -> Image.Image:
     """Make the contact sheet of images of a lake: the original, then an overlay per method and layer.
 
@@ -111,7 +114,8 @@ def lake_sheet(
         methods: keys of the methods, in order. Default: all of the lake.
         alpha: opacity of the colours.
         cell: most pixels of a picture's longer side.
-        storage_options: of the source's file system.
+        fetch: returns the encoded bytes of an image, given its row. Default: one ranged read of ``lake.image_bytes``,
+            which cannot serve images that a source packs or compresses.
 
     Raises:
         InputError: no such image, method, or map of that class.
@@ -129,7 +133,8 @@ def lake_sheet(
     for image_id in image_ids:
         info = lake.image(image_id)
         view = view_of(info)
-        picture, view = _enlarged(_picture(lake, info, storage_options), view, cell)
+        data = fetch(info) if fetch else lake.image_bytes(image_id, unit_id=info["unit_id"])
+        picture, view = _enlarged(_picture(lake, info, data), view, cell)
         maps = _maps_of(lake, image_id, info["unit_id"], target_class)
         cells: list[tuple[str, Image.Image] | None] = [(_label(info), picture)]
         for method, layer in pairs:
@@ -161,8 +166,7 @@ def _maps_of(
     return maps
 
 
-def _picture(lake: Lake, info: Mapping[str, Any], storage_options: Mapping[str, Any] | None) -> Image.Image:
-    data = lake.image_bytes(info["image_id"], unit_id=info["unit_id"], storage_options=storage_options)
+def _picture(lake: Lake, info: Mapping[str, Any], data: bytes) -> Image.Image:
     try:
         picture: Image.Image = Image.open(io.BytesIO(data))
         picture.load()

@@ -69,6 +69,16 @@ def test_pixels_are_replaced_in_order_of_the_mask_and_equal_ones_in_reading_orde
     ]
 
 
+def test_large_plateaus_go_in_reading_order() -> None:
+    # Small sorts are stable by chance.
+    mask = torch.zeros(40, 50)
+    mask[20:, :] = 1
+    frame = replaced(torch.zeros(1, 40, 50), torch.ones(1, 40, 50), mask, [1000 + 73])[0, 0]
+    assert frame[20:].all()
+    assert frame.flatten()[:73].all()
+    assert frame.sum() == 1073
+
+
 def test_area_is_trapezoidal_over_the_share_of_pixels() -> None:
     scores = float64([[1.0, 0.5, 0.0], [0.2, 0.2, 0.2]])
     # 0 to 1/4: (1 + .5) / 2 / 4; 1/4 to 1: (.5 + 0) / 2 * 3 / 4.
