@@ -112,9 +112,7 @@ def run(options: argparse.Namespace) -> Report:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
-        )
+        ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     # The dispatcher's actors leave their CPU as they are killed, which takes a moment: the next need not wait for it.
     actor = ray.remote(NoOpWorker).options(max_restarts=0, max_concurrency=IN_FLIGHT + 1, num_cpus=0)
 
@@ -140,9 +138,7 @@ def run(options: argparse.Namespace) -> Report:
     ours_s = timings["ours"].median
     bare_rate = bare_count / timings["bare"].median
     report = Report(extra={"driver_memory": memory})
-    report.rows.append(
-        Row(f"no-op job of {options.units} units", "bare Ray calls", ours_s, options.units / bare_rate)
-    )
+    report.rows.append(Row(f"no-op job of {options.units} units", "bare Ray calls", ours_s, options.units / bare_rate))
     report.notes += [
         f"{options.units / ours_s:.0f} units/s through the dispatcher on {options.workers} actors, with their start; "
         f"{bare_rate:.0f} calls/s bare (over {bare_count} calls)",
@@ -159,4 +155,4 @@ PARSER.add_argument("--workers", type=positive, default=2, help="actors (default
 main = command("benchmarks.dispatch", run, PARSER)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -142,9 +143,7 @@ def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:
     """
     lake, threads = place.lake(), torch.get_num_threads()
     with mock.patch("pipeline.engine.run.ProgressMonitor", Stopwatch):
-        result = attribute(
-            make_job(work, place, lake, options), connect, say=lambda line: None, stream=io.StringIO()
-        )
+        result = attribute(make_job(work, place, lake, options), connect, say=lambda line: None, stream=io.StringIO())
     torch.set_num_threads(threads)
     if result.success is None or result.monitor.done.failed_images or result.success.quarantined:
         raise CamlakeError(f"the job '{work.name}' on {place.name} did not explain every image; see its lake {lake}")
@@ -157,9 +156,7 @@ def core(work: Work, job: Job, replica: Replica) -> Callable[[], Maps]:
     """Return the compute core over the images of all shards but the first, a session per shard as the job has it."""
     attributor = build_attributor(job, replica)
     size = job.compute.batch_size
-    shards = [
-        torch.stack([replica.preprocess(decode(data).pixels)[0] for data in shard]) for shard in work.shards[1:]
-    ]
+    shards = [torch.stack([replica.preprocess(decode(data).pixels)[0] for data in shard]) for shard in work.shards[1:]]
     firsts = [len(work.shards[0])]
     for shard in work.shards[1:-1]:
         firsts.append(firsts[-1] + len(shard))
@@ -198,7 +195,9 @@ def difference(core_maps: Maps, stored: Maps) -> float:
     """
     missing = [key for key in core_maps if key not in stored]
     if missing:
-        raise CamlakeError(f"the lake lacks {len(missing)} of {len(core_maps)} maps, such as (image, class) {missing[0]}")
+        raise CamlakeError(
+            f"the lake lacks {len(missing)} of {len(core_maps)} maps, such as (image, class) {missing[0]}"
+        )
     return max(float((maps - stored[key]).abs().max()) for key, maps in core_maps.items())
 
 
@@ -238,11 +237,11 @@ def make_work(options: argparse.Namespace) -> list[Work]:
     def shards(total: int, each: int) -> list[list[bytes]]:
         return [data[start : min(start + each, total)] for start in range(0, total, each)]
 
+    grad_cam = shards(options.count, options.shard_images)
+    score_cam = shards(options.score_count, 1)
     return [
-        Work(
-            f"Grad-CAM, {title(options.model)}", "grad_cam", options.model, shards(options.count, options.shard_images)
-        ),
-        Work(f"Score-CAM, {title(options.score_model)}", "score_cam", options.score_model, shards(options.score_count, 1)),
+        Work(f"Grad-CAM, {title(options.model)}", "grad_cam", options.model, grad_cam),
+        Work(f"Score-CAM, {title(options.score_model)}", "score_cam", options.score_model, score_cam),
     ]
 
 
@@ -297,22 +296,20 @@ def measure(work: Work, where: list[Place], options: argparse.Namespace, report:
     """Time a work's core and its jobs in alternation, and add the rows."""
     job = make_job(work, where[0], where[0].lake(), options)
     contestants = [Contestant("core", core(work, job, load_replica(job.model)))]
-    for place in where:
-        contestants.append(
-            Contestant(
-                place.name,
-                lambda place=place: job_run(work, place, options),  # type: ignore[misc]
-                lambda: None,
-                lambda finished: finished.seconds,
-            )
-        )
+    # A worker is a fresh process each time, so there is nothing to warm up.
+    contestants += [
+        Contestant(place.name, partial(job_run, work, place, options), lambda: None, lambda run: run.seconds)
+        for place in where
+    ]
     timings = alternate(contestants, options.repeats, say=lambda line: say(f"{work.name}: {line}"))
     core_s = timings["core"].median
     for place in where:
         timing = timings[place.name]
         finished: JobRun = timing.result
         same = difference(timings["core"].result, lake_maps(finished.lake, place.storage_options))
-        report.rows.append(Row(f"{work.name}, {work.timed} images, {place.name}", "core alone", timing.median, core_s, same))
+        report.rows.append(
+            Row(f"{work.name}, {work.timed} images, {place.name}", "core alone", timing.median, core_s, same)
+        )
         report.notes.append(
             f"{work.name}, {place.name}: {work.timed / timing.median:.2f} images/s, core alone "
             f"{work.timed / core_s:.2f} images/s"
@@ -334,4 +331,4 @@ add_model_options(PARSER, count=128)
 main = command("benchmarks.end_to_end", run, PARSER)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

@@ -43,7 +43,7 @@ _PERCENT = ("drop", "increase", "kept")
 _HEADINGS = ("avg drop %", "increase %", "deletion", "insertion", "kept %")
 _ANCHOR = "score_cam (authors)"
 # Two maps that differ less are one map: their measures are taken once.
-_SAME = 1e-6
+_SAME = 1e-5
 
 
 @dataclass

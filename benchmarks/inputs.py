@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,14 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _SAME_LOGITS = 1e-3
 
 
-def command(name: str, run: Callable[[argparse.Namespace], Report], parser: argparse.ArgumentParser) -> Callable[..., int]:
+def command(
+    name: str, run: Callable[[argparse.Namespace], Report], parser: argparse.ArgumentParser
+) -> Callable[..., int]:
     """Return the ``main`` of a benchmark: parse, set the threads, run, publish; 0, or 2 for wrong input."""
 
     def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.parse_args(arguments)
+        threads = torch.get_num_threads()
         if options.threads:
             torch.set_num_threads(options.threads)
         try:
@@ -42,6 +46,8 @@ def command(name: str, run: Callable[[argparse.Namespace], Report], parser: argp
         except CamlakeError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 2
+        finally:
+            torch.set_num_threads(threads)
         return 0
 
     return main
@@ -71,6 +77,20 @@ def make_parser(name: str, description: str | None, *, repeats: int) -> argparse
     parser.add_argument("--repeats", type=positive, default=repeats, help="alternating rounds (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     return parser
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CPU_NOTE = "seconds are CPU seconds of the process, summed over its threads"
+
+
+def add_clock_option(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of clock, for benchmarks whose work is done in this process."""
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="'cpu' counts CPU seconds, for ratios on a busy machine; use --threads 1 (default: %(default)s)",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, count: int) -> None:

@@ -19,7 +19,10 @@ from torch import Tensor
 
 from benchmarks.harness import Contestant, Report, Row, Timing, alternate
 from benchmarks.inputs import (
+    CLOCKS,
+    CPU_NOTE,
     Subject,
+    add_clock_option,
     add_model_options,
     bare_forward,
     command,
@@ -126,7 +129,10 @@ def theirs(case: Case, peer: Peer, all_passes: bool) -> list[Contestant]:
         contestants.append(Contestant(f"{peer.name} {FIVE_WORK}", every))
     if isinstance(peer, TorchcamPackage):
         torchcam = peer
-        single = [[target] for target in case.predicted]
+
+        def kept(targets: list[list[int]]) -> Callable[[], None]:
+            return lambda: torchcam.graph_kept(model, layer, methods, images, targets)
+
         contestants += [
             Contestant(
                 f"{peer.name} {SMOOTH}",
@@ -134,12 +140,8 @@ def theirs(case: Case, peer: Peer, all_passes: bool) -> list[Contestant]:
                     model, layer, SMOOTH, images, case.predicted, num_samples=SAMPLES, std=LEVEL * _range(images)
                 ),
             ),
-            Contestant(
-                f"{peer.name} kept {SIX_WORK}", lambda: torchcam.graph_kept(model, layer, methods, images, single)
-            ),
-            Contestant(
-                f"{peer.name} kept {FIVE_WORK}", lambda: torchcam.graph_kept(model, layer, methods, images, case.targets)
-            ),
+            Contestant(f"{peer.name} kept {SIX_WORK}", kept([[target] for target in case.predicted])),
+            Contestant(f"{peer.name} kept {FIVE_WORK}", kept(case.targets)),
         ]
     return contestants
 
@@ -209,7 +211,7 @@ def run(options: argparse.Namespace) -> Report:
     for peer in peers:
         contestants += theirs(case, peer, options.all_passes)
     with quiet():
-        timings = alternate(contestants, options.repeats, say=say)
+        timings = alternate(contestants, options.repeats, clock=CLOCKS[options.clock], say=say)
         report = Report()
         report.notes.append(
             f"{title(options.model)} at {subject.layer}, {len(images)} images of {case.size[0]}x{case.size[1]}, "
@@ -217,6 +219,8 @@ def run(options: argparse.Namespace) -> Report:
         )
         for peer in peers:
             compare(case, peer, timings, report, options.all_passes)
+    if options.clock == "cpu":
+        report.notes.append(CPU_NOTE)
     bare = timings[LIMIT].median
     for contestant in ours(case):
         forwards = SAMPLES if contestant.name.startswith(SMOOTH_WORK) else 1
@@ -235,8 +239,9 @@ PARSER = make_parser("methods", __doc__, repeats=5)
 PARSER.add_argument("--model", default="resnet50", help="torchvision name (default: %(default)s)")
 PARSER.add_argument("--layer", help="target layer (default: the last spatial one)")
 PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five targets (slow)")
+add_clock_option(PARSER)
 add_model_options(PARSER, count=16)
 main = command("benchmarks.methods", run, PARSER)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

@@ -34,6 +34,8 @@ TORCHCAM = {
     "xgrad_cam": "XGradCAM",
     "score_cam": "ScoreCAM",
 }
+# Small maps (below about 1e-5) do not reach 1 by it.
+_TORCHCAM_EPSILON = 1e-8
 
 
 class Peer(Protocol):
@@ -126,10 +128,9 @@ class TorchcamPackage:
                     extractor(list(rank), logits, **({} if method == "cam" else {"retain_graph": True}))
 
     def like(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Scale our maps to [0, 1]; ``size`` is not needed, they stay at the layer's resolution."""
+        """Scale our maps to [0, 1] with its epsilon; ``size`` is not needed, they stay at the layer's resolution."""
         low = maps.amin((1, 2), keepdim=True)
-        high = maps.amax((1, 2), keepdim=True)
-        return (maps - low) / torch.where(high > low, high - low, 1.0)
+        return (maps - low) / ((maps - low).amax((1, 2), keepdim=True) + _TORCHCAM_EPSILON)
 
     def _extractor(self, model: nn.Module, layer: str, method: str, images: Tensor, options: dict[str, Any]) -> Any:
         shape = tuple(images.shape[1:])

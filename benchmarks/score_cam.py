@@ -1,6 +1,6 @@
 """Exact Score-CAM: ours against grad-cam, torchcam and bare forwards, in one alternating run.
 
-    python -m benchmarks.score_cam [--model resnet18 resnet50 mobilenet_v2] [--weights URI] [--images GLOB] [--json FILE]
+    python -m benchmarks.score_cam [--model resnet18 resnet50 mobilenet_v2] [--weights URI] [--images GLOB]
 
 The limit is one bare forward per *distinct* mask: the same network in its fastest form (batch norm folded,
 channels-last, inference mode) over masked images that are ready. Each peer is compared with ours in its convention.
@@ -20,7 +20,10 @@ from torch.nn import functional
 
 from benchmarks.harness import Contestant, Report, Row, Timing, alternate
 from benchmarks.inputs import (
+    CLOCKS,
+    CPU_NOTE,
     Subject,
+    add_clock_option,
     add_model_options,
     bare_forward,
     command,
@@ -191,8 +194,15 @@ def run(options: argparse.Namespace) -> Report:
         case = make_case(subject, load_images(subject.replica, options), options.mask_batch)
         say(f"{title(model)}: {case.masks} distinct masks")
         with quiet():
-            timings = alternate(list(contestants(case, peers, options.all_passes)), options.repeats, say=say)
+            timings = alternate(
+                list(contestants(case, peers, options.all_passes)),
+                options.repeats,
+                clock=CLOCKS[options.clock],
+                say=say,
+            )
             add_rows(report, case, peers, timings, title(model))
+    if options.clock == "cpu":
+        report.notes.append(CPU_NOTE)
     if peers and not options.all_passes:
         report.notes.append(
             f"the peers' {TARGETS} classes are counted as {TARGETS} times their pass for one, which is what they do; "
@@ -210,8 +220,9 @@ PARSER.add_argument(
 )
 PARSER.add_argument("--mask-batch", type=positive, default=32, help="masked images per forward (default: %(default)s)")
 PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five classes (slow)")
+add_clock_option(PARSER)
 add_model_options(PARSER, count=1)
 main = command("benchmarks.score_cam", run, PARSER)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server, S3Store
+
+# Read when torch loads, which is later: threads that spin while they wait starve the workers beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,13 @@ def s3_server() -> Iterator[S3Server]:
 def s3_store(s3_server: S3Server) -> S3Store:
     """A new bucket: ``.url(path)``, ``.put(path, data)`` and ``.storage_options``."""
     return s3_server.store()
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray on this machine for the session: four slots, whatever the number of cores."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()

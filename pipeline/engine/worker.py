@@ -37,6 +37,7 @@ def build_attributor(job: Job, replica: Replica) -> Attributor:
         methods=list(job.methods),
         layers=replica.layers,
         head=replica.head,
+        find_layer=replica.layer,
         batch_size=job.compute.batch_size,
         mask_batch=job.compute.mask_batch,
         seed=job.compute.seed,

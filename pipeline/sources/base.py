@@ -16,10 +16,10 @@ class Sample:
     """One image as the source holds it: encoded, with what is known of it.
 
     ``image_id`` is unique in the whole source and does not change between runs. ``data`` is None where the image
-    could not be read, and ``error`` then says why in one sentence (with ``status``, a status of the images table). ``uri`` with ``byte_offset`` and ``byte_size``
-    locate the encoded bytes for one ranged read; ``byte_offset`` is None where they are no contiguous range.
-    ``label`` is a class index or a class name, as the source has it. ``attributes`` holds raw values by attribute
-    name; conversion to the column's type is the writer's.
+    could not be read; ``error`` then says why in one sentence, and ``status`` is that of the images table. ``uri`` with
+    ``byte_offset`` and ``byte_size`` locate the encoded bytes for one ranged read; ``byte_offset`` is None where they
+    are no contiguous range. ``label`` is a class index or a class name, as the source has it. ``attributes`` holds raw
+    values by attribute name; conversion to the column's type is the writer's.
     """
 
     image_id: str

@@ -1,8 +1,8 @@
-"""A small dataset, network and job for the tests of the commands, and one Ray for all of them."""
+"""A small dataset, network and job for the tests of the commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,6 @@ def document(dataset: Path, tmp_path: Path) -> dict[str, Any]:
         "output": {"uri": str(tmp_path / "lake")},
         "compute": {"batch_size": 4, "mask_batch": 8},
     }
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from pipeline.attributor import Attributor
-from pipeline.cam.base import TargetLayer
-from pipeline.cam.score_cam import CONVENTIONS
+from pipeline.cam.base import ChannelScores, TargetLayer
+from pipeline.cam.score_cam import CONVENTIONS, ScoreCAM
+from schemas.methods import ScoreCAMSpec
 from tests.pipeline.cam import nets, reference
 
 TARGETS = [[3, 0], [1], [4, 2, 0]]
@@ -169,3 +170,16 @@ def test_a_convention_without_constant_channels_agrees_with_the_one_that_skips_t
     assert torch.equal(result["score_cam"], torch.zeros(2, 5, 6))
     # In the softmax all channels are the null mask: weights 1/16 each.
     assert torch.allclose(result["paper"], torch.full((2, 5, 6), 0.5))
+
+
+@pytest.mark.parametrize("convention", list(CONVENTIONS))
+def test_a_channel_that_is_not_finite_makes_the_whole_map_so(convention: str) -> None:
+    activation = torch.rand(3, 2, 2)
+    activation[1, 0, 0] = torch.inf
+    no = torch.zeros(3, dtype=torch.bool)
+    scores = ChannelScores(torch.ones(2, 3), torch.ones(2, 3), no, torch.tensor([False, True, False]))
+    method = ScoreCAM(ScoreCAMSpec(name="score_cam", convention=convention))
+    assert method.maps(activation, scores).isnan().all()
+    activation[1] = 1
+    fine = ChannelScores(scores.logit, scores.probability, no, no)
+    assert method.maps(activation, fine).isfinite().all()

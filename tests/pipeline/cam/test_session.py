@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.attributor import Attributor
 from pipeline.cam.base import MapBatch, Selection
+from pipeline.cam.eigen_cam import EigenCAM
 from pipeline.cam.selection import select_lists
 from schemas.errors import InputError
 from tests.pipeline.cam import nets
@@ -221,3 +224,40 @@ def test_masked_images_never_exceed_one_chunk() -> None:
     attributor = Attributor(peak, ["score_cam"], layers=nets.target_layers(model), batch_size=2, mask_batch=2)
     attributor(nets.images(4), [[0, 1, 2, 3, 4]] * 4)
     assert peak.largest == 2 * 3 * 20 * 24
+
+
+def test_class_independent_maps_are_computed_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nets.make("inplace")
+    calls: list[int] = []
+    original = EigenCAM.maps
+
+    def counted(self: EigenCAM, *arguments: Any) -> Tensor:
+        calls.append(1)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(EigenCAM, "maps", counted)
+    attributor = Attributor(model, ["eigen_cam"], layers=nets.target_layers(model)[1:])
+    maps = attributor(nets.images(2), [[0, 1, 2], [3]])["eigen_cam"]
+    assert len(calls) == 1
+    assert torch.equal(maps[0], maps[2])
+    assert not torch.equal(maps[0], maps[3])
+
+
+def test_no_graph_is_kept_where_the_head_gives_the_gradient() -> None:
+    model = nets.make("gap")
+    seen: list[bool] = []
+    model.fc.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    for layers in (nets.target_layers(model)[1:], nets.target_layers(model)):
+        Attributor(model, ["grad_cam", "layer_cam"], layers=layers, head=model.head())(nets.images(1), [0])
+    assert seen == [False, True]
+
+
+def test_masks_are_counted_without_the_filling() -> None:
+    model = nets.make("inplace")
+    attributor = Attributor(model, ["score_cam"], layers=nets.target_layers(model)[1:], mask_batch=7)
+    session = attributor.session()
+    assert session.masks_scored == 0
+    session.add(nets.images(2))
+    assert session.masks_scored == 21
+    session.finish()
+    assert session.masks_scored == 24
