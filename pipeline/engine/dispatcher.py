@@ -221,6 +221,8 @@ class Dispatcher:
             slot.alone = False
             slot.images = 0
             self._history.pop(flight.unit.unit_id, None)
+            # First, or the unit's images would be counted as done and as in progress.
+            self._monitor.in_progress(sum(other.images for other in self._slots))
             self._monitor.unit_done(result)
 
     def _raised(self, slot: Slot, what: str, flight: Flight | None, error: RayTaskError) -> None:

@@ -38,6 +38,7 @@ class ProgressMonitor:
         self.slowest: list[tuple[float, str]] = []
         self._current = 0
         self._began = time.monotonic()
+        self._working: float | None = None
         self._said = self._began
         self._stream = stream or sys.stderr
         self._console = Console(file=self._stream)
@@ -51,6 +52,7 @@ class ProgressMonitor:
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
                 console=self._console,
+                refresh_per_second=4,
             )
             self._task = self._bar.add_task("units", total=units, completed=before.units, note="starting workers")
 
@@ -69,6 +71,8 @@ class ProgressMonitor:
 
     def worker_ready(self, info: WorkerInfo) -> None:
         """A worker has loaded its replica."""
+        if self._working is None:
+            self._working = time.monotonic()
         self._say(f"{info.name} is ready on {info.node} ({info.device})")
 
     def worker_lost(self, name: str, reason: str) -> None:
@@ -109,7 +113,8 @@ class ProgressMonitor:
     def note(self) -> str:
         """Images per second, expected time left, and failures, in a few words."""
         images = self.done.total_images + self._current
-        rate = images / max(self.elapsed(), 1e-9)
+        # From the first worker on: the time that models take to load says nothing of what is left.
+        rate = images / max(time.monotonic() - (self._working or self._began), 1e-9)
         text = f"{images} images, {rate:.1f}/s"
         left = self.units - self.before.units - self.done.units - len(self.quarantined)
         if self.done.units and left > 0:
