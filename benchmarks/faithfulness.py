@@ -54,6 +54,14 @@ class Results:
     twins: dict[str, str] = field(default_factory=dict)
     full: list[float] = field(default_factory=list)
 
+    def keep_twins(self, labels: Sequence[str], first: Sequence[int]) -> None:
+        """Take note of which maps of one more image equal which earlier one; a twin must be one on every image."""
+        place = {label: first[position] for position, label in enumerate(labels)}
+        found = {label: labels[position] for label, position in place.items() if labels[position] != label}
+        if len(self.full) > 1:  # two may be equal by way of a third, which only some images have
+            found = {label: twin for label, twin in self.twins.items() if place[label] == place[twin]}
+        self.twins = found
+
     def mean(self, method: str, measure: str) -> tuple[float, float]:
         """Mean over images and its standard error."""
         return mean_and_error(self.values[method][measure])
@@ -139,11 +147,7 @@ def measure(
             columns = results.values.setdefault(label, {name: [] for name in MEASURES})
             for name in MEASURES:
                 columns[name].append(float(getattr(outcome, name)[row]))
-            twin = labels[first[place]]
-            if number == 0 and twin != label:
-                results.twins[label] = twin
-            elif results.twins.get(label, twin) != twin:
-                del results.twins[label]
+        results.keep_twins(labels, first)
         report(results)
     return results
 

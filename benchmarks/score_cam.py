@@ -194,12 +194,8 @@ def run(options: argparse.Namespace) -> Report:
         case = make_case(subject, load_images(subject.replica, options), options.mask_batch)
         say(f"{title(model)}: {case.masks} distinct masks")
         with quiet():
-            timings = alternate(
-                list(contestants(case, peers, options.all_passes)),
-                options.repeats,
-                clock=CLOCKS[options.clock],
-                say=say,
-            )
+            everybody = list(contestants(case, peers, options.all_passes))
+            timings = alternate(everybody, options.repeats, clock=CLOCKS[options.clock], say=say)
             add_rows(report, case, peers, timings, title(model))
     if options.clock == "cpu":
         report.notes.append(CPU_NOTE)

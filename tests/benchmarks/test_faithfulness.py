@@ -46,6 +46,16 @@ def test_equal_maps_are_measured_once() -> None:
     assert benchmark._first_of_equals(equal) == [0, 1, 0, 1, 4]
 
 
+def test_twins_are_equal_on_every_image() -> None:
+    results = benchmark.Results()
+    labels = ["cam", "grad_cam", "hires_cam", "layer_cam"]
+    for full, first in enumerate([[0, 1, 1, 1], [0, 0, 0, 3]], 1):
+        results.full = [1.0] * full
+        results.keep_twins(labels, first)
+    # On the second image CAM was nowhere negative, so it is grad_cam's map, too.
+    assert results.twins == {"hires_cam": "grad_cam"}
+
+
 def test_figures_are_those_of_the_measures_on_the_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "figures.json"
     torch.manual_seed(0)  # the untrained weights
