@@ -55,7 +55,7 @@ IMAGES = pa.schema(
         _field(
             "status",
             _NAME,
-            "'ok', or why there are no maps: read_error, decode_error, label_error, compute_error",
+            "'ok', or why there are no maps: read_error, decode_error, label_error",
             False,
         ),
         _field("error", pa.string(), "the reason in words; null where status is ok"),

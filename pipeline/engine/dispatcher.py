@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
 from pipeline.engine.outcome import Outcome, WorkerInfo
+from pipeline.lake.sink import new_attempt
 from schemas.documents import Attempt
 from schemas.errors import CamlakeError
 from schemas.job import Workers
@@ -176,7 +176,7 @@ class Dispatcher:
         return bool(self._suspects) or self._left > 0
 
     def _send(self, slot: Slot, unit: Unit) -> None:
-        flight = Flight(unit, uuid.uuid4().hex[:12])
+        flight = Flight(unit, new_attempt())
         ref = slot.actor.process.remote(unit, flight.attempt)
         slot.flights[ref] = flight
         self._refs[ref] = (slot, "unit")

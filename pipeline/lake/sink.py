@@ -6,7 +6,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,16 +108,9 @@ class Sink(ABC):
     lost, and exactly one result must stand.
     """
 
-    #: Schemes or names that the sink writes to, for messages.
-    name: ClassVar[str]
-
     @abstractmethod
     def __init__(self, output: Output, manifest: Manifest) -> None:
         """Open the place that ``output`` names, which holds the run of ``manifest``."""
-
-    @abstractmethod
-    def begin_attempt(self, unit_id: str) -> str | None:
-        """Return the id of a new attempt at a unit, or None where the unit has a result already."""
 
     @abstractmethod
     def write(self, result: UnitResult) -> Written:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.lake import arrays, tables
-from pipeline.lake.sink import MapSet, Sink, UnitResult, Written, new_attempt
+from pipeline.lake.sink import MapSet, Sink, UnitResult, Written
 from pipeline.lake.store import LakeStore, MissingObjectError, StoreError
 from schemas import layout
 from schemas.documents import Commit, Manifest, ObjectInfo
@@ -44,16 +44,10 @@ class LakeSink(Sink):
         store: another store than the one that ``output`` names; tests pass one that fails.
     """
 
-    name = "lake"
-
     def __init__(self, output: Output, manifest: Manifest, store: LakeStore | None = None) -> None:
         self.store = store if store is not None else LakeStore(output.uri, output.storage_options)
         self.manifest = manifest
         self.dtype: arrays.Dtype = output.dtype
-
-    def begin_attempt(self, unit_id: str) -> str | None:
-        """Return a new attempt id, or None where the unit is committed (one request)."""
-        return None if self.store.exists(layout.commit(unit_id)) else new_attempt()
 
     def write(self, result: UnitResult) -> Written:
         """Write a unit's objects and commit them, unless the unit has a commit.
