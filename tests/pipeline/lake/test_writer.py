@@ -19,6 +19,7 @@ from pipeline.lake.run import committed, create_or_resume, finalize
 from pipeline.lake.sink import MapSet, MapTargets, new_attempt
 from pipeline.lake.store import LakeStore, MissingObjectError, StoreError
 from pipeline.lake.verify import verify
+from pipeline.lake.writer import LakeSink
 from schemas import layout
 from schemas.documents import Commit, Manifest
 from schemas.errors import CamlakeError, LakeError
@@ -51,8 +52,8 @@ def table(store: LakeStore, path: str) -> Any:
     return pq.read_table(io.BytesIO(store.get(path)))
 
 
-def test_it_is_the_registered_sink(tmp_path: Path) -> None:
-    module = implementation(SINKS, "sink", "lake")
+def test_it_is_the_registered_sink() -> None:
+    assert implementation(SINKS, "sink", "lake").SINK is LakeSink
 
 
 def test_a_unit_is_written_as_the_format_says(any_store: LakeStore, manifest: Manifest) -> None:
