@@ -12,6 +12,7 @@ from schemas.unit import Unit
 from tests.benchmarks.conftest import Document
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_units_are_dispatched_and_memory_is_taken_twice(document: Callable[..., Document]) -> None:
     found = document(dispatch.main, "--units", 40, "--few", 8, "--workers", 2)

@@ -14,6 +14,7 @@ from schemas.errors import CamlakeError
 from tests.benchmarks.conftest import NET, NORMALISED, Document
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_jobs_write_the_maps_of_the_core(document: Callable[..., Document]) -> None:
     sizes = ("--size", 48, "--count", 5, "--shard-images", 2, "--score-count", 2, "--batch-size", 2)
