@@ -145,7 +145,9 @@ def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:
     with mock.patch("pipeline.engine.run.ProgressMonitor", Stopwatch):
         result = attribute(make_job(work, place, lake, options), connect, say=lambda line: None, stream=io.StringIO())
     torch.set_num_threads(threads)
-    if result.success is None or result.monitor.done.failed_images or result.success.quarantined:
+    if result.success is None:
+        raise CamlakeError(f"the job '{work.name}' on {place.name} was interrupted; run the benchmark again")
+    if result.monitor.done.failed_images or result.success.quarantined:
         raise CamlakeError(f"the job '{work.name}' on {place.name} did not explain every image; see its lake {lake}")
     assert isinstance(result.monitor, Stopwatch)
     commits = result.monitor.commits
