@@ -63,7 +63,6 @@ class Slot:
     alone: bool = False
     flights: dict[Any, Flight] = field(default_factory=dict)
     images: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)

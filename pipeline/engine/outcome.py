@@ -26,7 +26,6 @@ class Outcome:
     maps: int
     bytes: int
     seconds: dict[str, float]
-    ours: bool = True
 
 
 @dataclass(slots=True)

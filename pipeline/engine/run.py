@@ -34,6 +34,8 @@ class Resolved:
 
     model: ModelInfo
     methods: list[MethodInfo]
+    #: Tensors that `strict: false` let pass, in words; empty where the weights fit.
+    misfits: list[str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,10 @@ def resolve(job: Job) -> Resolved:
 
     worker = AttributionWorker(job, None, "driver", device="cpu")
     worker.start()
-    return Resolved(worker.replica.info(), worker.attributor.method_infos())
+    report = worker.replica.load_report
+    lists = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.mismatched}
+    misfits = [f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in lists.items() if names]
+    return Resolved(worker.replica.info(), worker.attributor.method_infos(), misfits)
 
 
 def versions() -> dict[str, str]:
@@ -114,6 +119,8 @@ def attribute(
         f"model    {resolved.model.name}, {resolved.model.num_classes} classes, "
         f"input {_size(resolved.model.input_size)}"
     )
+    for misfit in resolved.misfits:
+        say(f"weights  {misfit}")
     for layer in resolved.model.layers:
         say(f"layer    {layer.name}: {layer.channels} channels on a grid of {layer.height}x{layer.width}")
     say(f"methods  {', '.join(method.key for method in resolved.methods)}")

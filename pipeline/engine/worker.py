@@ -134,7 +134,6 @@ class AttributionWorker:
             maps=commit.maps,
             bytes=sum(item.size for item in commit.objects),
             seconds=dict(commit.seconds),
-            ours=written.ours,
         )
 
     def _count(self, images: int) -> None:

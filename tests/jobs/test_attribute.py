@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
 from jobs.config import parse_job
@@ -114,6 +115,22 @@ def test_maps_do_not_depend_on_workers_batches_or_order(document: dict[str, Any]
     assert third.keys() == left.keys()
     for key, values in left.items():
         np.testing.assert_allclose(third[key], values, rtol=1e-3, atol=1e-3 * np.abs(values).max())
+
+
+def test_what_lenient_weights_lack_is_listed(
+    document: dict[str, Any], dataset: Path, tmp_path: Path, camlake: Run
+) -> None:
+    tensors = load_file(dataset / "net.safetensors")
+    del tensors["head.bias"]
+    save_file(tensors | {"extra": tensors["head.weight"].clone()}, tmp_path / "partial.safetensors")
+    document["model"] |= {
+        "weights": str(tmp_path / "partial.safetensors"),
+        "strict": False,
+        "preprocess": {"resize": 96, "crop": 96, "mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+    result = camlake("attribute", write_job(document, tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "1 missing: head.bias" in result.output and "1 unexpected: extra" in result.output
 
 
 def damaged_shard(source: Path, target: Path) -> None:
