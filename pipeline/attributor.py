@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 from pipeline.cam.base import LinearHead, MapBatch, Selection, Selector, TargetLayer
 from pipeline.cam.compute import Compute
 from pipeline.cam.fusion import scaled_by_maximum
+from pipeline.cam.masked_forward import MaskedNetwork
 from pipeline.cam.plan import Plan, as_spec, make_plan
 from pipeline.cam.selection import TargetSelector, probabilities, select_lists
 from pipeline.cam.session import Session
@@ -105,7 +107,12 @@ class Attributor:
             the same bits whatever else is in its batch. Default: batches as they come. The bits are the same as far
             as the network's own kernels are: MKL's matrix products are for ``batch_size`` and ``mask_batch``
             divisible by 4 (any number, with one thread) and linear layers whose input width is divisible by 4.
-        mask_batch: masked images per forward of Score-CAM; may be changed at any time.
+        mask_batch: masked images per forward of Score-CAM; may be changed at any time. Halves by itself where the
+            memory does not suffice.
+        compile: run masked images, and clean ones where no gradient has to be computed, through ``torch.compile`` with
+            the weights frozen as they are then; needs a C++ compiler on a CPU. Takes some seconds at the first forward.
+        stem: compute Score-CAM's first convolution from the masks' cells, on a CPU and of a model in float32 and
+            channels-last.
         seed: of the methods that draw noise.
         activation: how logits become probabilities, ``softmax`` or ``sigmoid``.
         device: where the model is moved and the maps are computed. Default: where the model is.
@@ -124,6 +131,8 @@ class Attributor:
         find_layer: Callable[[str], TargetLayer] | None = None,
         batch_size: int | None = None,
         mask_batch: int = 32,
+        compile: bool = False,
+        stem: bool = True,
         seed: int = 0,
         activation: str = "softmax",
         device: str | torch.device | None = None,
@@ -141,7 +150,7 @@ class Attributor:
             place = torch.device(device)
             model = model.to(place)
         self.model = model
-        self.mask_batch = mask_batch
+        _check_mask_batch(mask_batch)
         specs = [as_spec(method) for method in methods]
         self._find_layer = find_layer
         self._given = {layer.name: layer for layer in layers or () if isinstance(layer, TargetLayer)}
@@ -162,11 +171,16 @@ class Attributor:
             head_is_given=head is not None,
             device=place,
             batch_size=batch_size,
-            mask_batch=self._masks,
+            masked=MaskedNetwork(
+                model,
+                mask_batch,
+                # On accelerators the masked images cost little, and half precision would be lost in the sum of cells.
+                partial(_split, model) if stem and place.type == "cpu" else None,
+                _compiled if compile else None,
+            ),
             seed=seed,
             activation=activation,
         )
-        self._masks()
 
     @property
     def plan(self) -> Plan:
@@ -177,6 +191,20 @@ class Attributor:
     def layers(self) -> list[TargetLayer]:
         """All layers that some method explains."""
         return list(self.plan.layers.values())
+
+    @property
+    def mask_batch(self) -> int:
+        """Masked images per forward of Score-CAM; may be changed at any time.
+
+        Raises:
+            InputError: set to less than 1.
+        """
+        return self._compute.masked.size
+
+    @mask_batch.setter
+    def mask_batch(self, value: int) -> None:
+        _check_mask_batch(value)
+        self._compute.masked.size = value
 
     @property
     def batch_size(self) -> int | None:
@@ -260,11 +288,6 @@ class Attributor:
             raise InputError(f"targets: {len(lists)} for {count} images; give one class, or one list of classes, each")
         return lambda start, stop: select_lists(lists[start:stop])
 
-    def _masks(self) -> int:
-        if self.mask_batch < 1:
-            raise InputError(f"mask_batch: {self.mask_batch} is not a number of images; give 1 or more")
-        return self.mask_batch
-
     def _layer(self, name: str) -> TargetLayer:
         if name in self._given:
             return self._given[name]
@@ -288,6 +311,24 @@ class Attributor:
 
         found = (find_linear_head(self.model, layer) for layer in layers)
         return next((head for head in found if head is not None), None)
+
+
+def _check_mask_batch(value: int) -> None:
+    if value < 1:
+        raise InputError(f"mask_batch: {value} is not a number of images; give 1 or more")
+
+
+def _split(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Conv2d, nn.Module] | None:
+    from pipeline.models.stem import split_stem
+
+    stem = split_stem(model, size)
+    return None if stem is None else (stem.conv, stem.rest)
+
+
+def _compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+    from pipeline.models.compiled import compiled
+
+    return compiled(network, example)
 
 
 def _content_seed(image: Tensor) -> int:

@@ -84,6 +84,11 @@ class Commit(Document):
     maps: int
     objects: list[ObjectInfo]
     seconds: dict[str, float] = Field(description="Wall seconds: read, decode, wait, compute, write, total.")
+    compute: dict[str, int] = Field(
+        default_factory=dict,
+        description="Images per clean and per masked forward: batch_size, mask_batch. Less than the job's where the "
+        "memory did not suffice.",
+    )
 
 
 class Attempt(Document):

@@ -99,6 +99,23 @@ class ScoreCAMSpec(MethodSpec):
     align_corners: bool | None = Field(
         None, description="Bilinear enlargement of the masks. Default: the convention's."
     )
+    budget: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Masks to score per image before the map is looked at: a count, or below 1 a share of the distinct ones. "
+            "The other scores are predicted. Default: all masks are scored, the map is exact."
+        ),
+    )
+    expected_correlation: float = Field(
+        0.98,
+        ge=0,
+        lt=1,
+        description=(
+            "With a budget: masks are scored beyond it until the map's expected correlation with the exact one is "
+            "this; 0 stops at the budget."
+        ),
+    )
 
 
 def _tag(value: Any) -> str:

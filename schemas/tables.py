@@ -102,11 +102,23 @@ MAPS = pa.schema(
         _field("all_zero", pa.bool_(), "every cell of the raw map is 0", False),
         _field("constant", pa.bool_(), "all cells of the raw map are equal", False),
         _field("not_finite", pa.bool_(), "the raw map holds NaN or infinity", False),
+        _field("masks_scored", pa.int32(), "masked forwards behind the map; null where the method masks nothing"),
+        _field(
+            "expected_correlation",
+            pa.float32(),
+            "Score-CAM with a budget: expected correlation with the exact map; null where the map is exact",
+        ),
     ]
 )
 
 #: Columns of MAPS computed from the float32 map by pipeline.cam.statistics.
-STATISTICS = MAPS.names[MAPS.names.index("vmax") :]
+STATISTICS = MAPS.names[MAPS.names.index("vmax") : MAPS.names.index("masks_scored")]
+
+#: Columns of MAPS that say what a map took and how near it is to the exact one.
+EFFORT = MAPS.names[MAPS.names.index("masks_scored") :]
+
+#: Columns that lakes written before they were appended lack.
+APPENDED = frozenset(EFFORT)
 
 ATTRIBUTE_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,9 @@ class MapBatch:
     """Finished raw maps of one method and layer.
 
     ``image`` (T,) int64 on the CPU: running number of the image since the session began; ``target`` (T,) int64 on the
-    CPU; ``maps`` (T, h, w) float32 on the compute device, after the method's own ReLU, unscaled.
+    CPU; ``maps`` (T, h, w) float32 on the compute device, after the method's own ReLU, unscaled. Of methods that mask
+    images, ``masks_scored`` (T,) int64 are the masked forwards behind each map, and ``expected_correlation`` (T,)
+    float32 is that with the exact map, NaN where it is exact; both on the CPU.
     """
 
     method: str
@@ -75,6 +78,8 @@ class MapBatch:
     image: Tensor
     target: Tensor
     maps: Tensor
+    masks_scored: Tensor | None = None
+    expected_correlation: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -190,12 +195,33 @@ class NoiseMethod(Method, ABC):
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How many masks of an image are scored.
+
+    ``first`` masks (below 1: this share of the distinct ones) are scored, then rounds of ``round`` more until the
+    correlation to expect with the exact map is ``correlation`` for every target (0: none). ``probability``: scores
+    are probabilities, else logits; ``exponential``: weights are their softmax over the channels, else the scores.
+    """
+
+    first: float
+    correlation: float
+    round: int
+    probability: bool
+    exponential: bool
+
+    def masks(self, distinct: int) -> int:
+        """Masks of ``distinct`` that are scored at first."""
+        return min(distinct, max(1, math.ceil(self.first * distinct if self.first < 1 else self.first)))
+
+
+@dataclass(frozen=True)
 class MaskGroup:
     """What the masks of a layer depend on; methods of one group share their masked forwards."""
 
     layer: str
     normalise: str
     align_corners: bool
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,28 +10,17 @@ from torch import Tensor, nn
 
 from pipeline.cam.base import LinearHead, exact_arithmetic
 from pipeline.cam.mask_stream import MaskStream
+from pipeline.cam.masked_forward import MaskedNetwork
+from pipeline.cam.network import network_layout
 from pipeline.cam.plan import Plan
-from pipeline.cam.shared_pass import SharedPass, evaluation_mode, shared_pass
+from pipeline.cam.shared_pass import SharedPass, shared_pass
 from schemas.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 # How far mean(A) W + b may be from the logits, over their size, before the head is found to be none: rounding of the
 # network's own precision (TF32 on GPUs), and far below what a wrong structure gives.
 _HEAD_TOLERANCE = {torch.float32: 2e-2, torch.float16: 5e-2, torch.bfloat16: 0.2}
-
-
-def network_layout(model: nn.Module) -> tuple[torch.dtype, torch.memory_format]:
-    """Return the precision and memory format that the model's input should have, from its parameters.
-
-    The first floating parameter gives the precision; the first convolution kernel of more than one element and input
-    channel shows whether the model was moved to channels-last.
-    """
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
-    for parameter in model.parameters():
-        if parameter.dim() == 4 and parameter.shape[1] > 1 and parameter.shape[2] * parameter.shape[3] > 1:
-            if parameter.is_contiguous(memory_format=torch.channels_last) and not parameter.is_contiguous():
-                return dtype, torch.channels_last
-            break
-    return dtype, torch.contiguous_format
 
 
 class Compute:
@@ -44,7 +34,7 @@ class Compute:
             by itself is dropped instead.
         device: where the model is.
         batch_size: static batch size, or None.
-        mask_batch: returns the masked images per forward.
+        masked: runs masked images.
         seed: of the noise.
         activation: ``softmax`` or ``sigmoid``.
     """
@@ -58,14 +48,16 @@ class Compute:
         head_is_given: bool,
         device: torch.device,
         batch_size: int | None,
-        mask_batch: Callable[[], int],
+        masked: MaskedNetwork,
         seed: int,
         activation: str,
     ) -> None:
         self.model = model
         self.device = device
+        #: Images of the largest batch that is taken, and of the static shape that it runs in.
+        self.largest_batch = batch_size
         self.batch_size = batch_size
-        self.mask_batch = mask_batch
+        self.masked = masked
         self.seed = seed
         self.activation = activation
         self._make_plan = make_plan
@@ -83,6 +75,21 @@ class Compute:
             full[: len(images)] = images
             images = full
         return images.contiguous(memory_format=memory_format)
+
+    def halve(self, rows: int) -> bool:
+        """Make batches half as large as ``rows``, which did not fit into memory; False if it is one image already."""
+        rows = self.batch_size or rows
+        if rows == 1:
+            return False
+        self.batch_size = rows // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        _log.warning("out of memory: going on with %d images per clean forward", self.batch_size)
+        return True
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits (n, K) float32 of images (n, 3, H, W), and nothing else."""
+        return self._pass(self.padded(images), [], []).logits[: len(images)]
 
     def clean_pass(self, images: Tensor) -> SharedPass:
         """Run the shared pass of the plan, and compare the linear head with the first logits.
@@ -118,15 +125,8 @@ class Compute:
         return shared_pass(self.model, images.to(dtype), [self.plan.layers[name] for name in layers], gradient_layers)
 
     def mask_stream(self, normaliser: bool) -> MaskStream:
-        """Return a stream of masked forwards in the network's precision and layout."""
-        dtype, memory_format = network_layout(self.model)
-        keep = normaliser and self.activation == "softmax"
-        return MaskStream(self._masked_forward, self.mask_batch, dtype, memory_format, keep)
-
-    def _masked_forward(self, images: Tensor) -> Tensor:
-        with evaluation_mode(self.model), torch.inference_mode():
-            logits: Tensor = self.model(images)
-        return logits
+        """Return a stream of masked forwards; ``normaliser``: probabilities are asked for."""
+        return MaskStream(self.masked, normaliser and self.activation == "softmax", self.activation)
 
 
 def _head_fits(head: LinearHead, result: SharedPass) -> bool | None:

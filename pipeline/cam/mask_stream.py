@@ -7,14 +7,15 @@ are the images whose masks fill the last, unfinished chunk.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.cam.base import ChannelScores, MaskGroup
+from pipeline.cam.mask_budget import MaskBudget
 from pipeline.cam.masks import MaskSet
 from pipeline.cam.shared_pass import check_logits
 
@@ -25,7 +26,8 @@ class MaskJob:
 
     ``image`` (3, H, W) float32 is the normalised input; ``activation`` (C, h, w) float32; ``target`` (T,) int64 on
     the device, and ``classes`` the same on the CPU. Scores are kept for the T targets only: ``logit`` (U, T) float32
-    and ``normaliser`` (U,) float64, the logarithm of the sum of exp over all classes.
+    and ``normaliser`` (U,) float64, the logarithm of the sum of exp over all classes. ``budget`` chooses the masks
+    that are scored; without one they all are.
     """
 
     number: int
@@ -35,48 +37,87 @@ class MaskJob:
     masks: MaskSet
     target: Tensor
     classes: Tensor
+    budget: MaskBudget | None = None
     logit: Tensor = field(init=False)
     normaliser: Tensor = field(init=False)
-    scored: int = 0
+    #: Numbers of the masks to score next, of which ``sent`` are scored.
+    round: Tensor = field(init=False)
+    sent: int = 0
 
     def __post_init__(self) -> None:
         count = self.masks.grids.shape[0]
-        self.logit = self.activation.new_empty((count, self.target.shape[0]))
-        self.normaliser = self.activation.new_empty((count,), dtype=torch.float64)
+        self.logit = self.activation.new_zeros((count, self.target.shape[0]))
+        self.normaliser = self.activation.new_zeros((count,), dtype=torch.float64)
+        self.round = (
+            torch.arange(count, device=self.activation.device) if self.budget is None else self.budget.next_masks()
+        )
 
     @property
     def left(self) -> int:
-        """Masks that are not scored yet."""
-        return self.masks.grids.shape[0] - self.scored
+        """Masks that are to be scored next; 0 where the job is complete."""
+        return len(self.round) - self.sent
+
+    @property
+    def effort(self) -> tuple[Tensor, Tensor]:
+        """Masks scored (T,) int64, and the expected correlation (T,) float32 with the exact maps; on the CPU."""
+        count = len(self.masks.grids) if self.budget is None else self.budget.scored
+        expected = None if self.budget is None or count == len(self.masks.grids) else self.budget.expected
+        scored = torch.full(self.classes.shape, count)
+        return scored, torch.full(self.classes.shape, torch.nan) if expected is None else expected.cpu()
+
+    def refill(self, activation: str) -> None:
+        """Ask the budget, whose round is scored, for the masks of the next one."""
+        if self.budget is None or self.left or not len(self.round):
+            return
+        logit = self.logit[self.round]
+        scores = logit.double()
+        if self.budget.probability:
+            scores = _probability(logit, self.normaliser[self.round], activation)
+        self.budget.tell(self.round, scores)
+        self.round, self.sent = self.budget.next_masks(), 0
+
+
+class Segment(NamedTuple):
+    """Masks of one image in a chunk: rows ``row`` to ``row + len(grids)`` are ``grids`` (n, h, w) over ``image``."""
+
+    row: int
+    image: Tensor
+    grids: Tensor
+    align_corners: bool
+
+
+class MaskedForward(Protocol):
+    """The network over masked images."""
+
+    def chunk(self) -> int:
+        """Return the masked images per forward; asked anew for each."""
+
+    def __call__(self, segments: list[Segment], size: int) -> Tensor:
+        """Return the logits (size, K) of the masked images; rows that no segment has are anything.
+
+        Raises:
+            torch.OutOfMemoryError: this many do not fit.
+        """
+
+    def halve(self) -> bool:
+        """Make the next chunks half as large; False if they are of one image already."""
 
 
 class MaskStream:
     """Scores the masks of the jobs given to it, in their order.
 
     Args:
-        forward: masked images (B, 3, H, W) to logits (B, K); called with one static B.
-        chunk: returns the masked images per forward; asked anew for each chunk.
-        dtype: precision of the masked images.
-        memory_format: layout of the masked images.
+        forward: runs the network over a chunk of masked images.
         normaliser: keep the logarithm of softmax's denominator for each mask.
+        activation: how logits become probabilities, ``softmax`` or ``sigmoid``.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        chunk: Callable[[], int],
-        dtype: torch.dtype,
-        memory_format: torch.memory_format,
-        normaliser: bool,
-    ) -> None:
+    def __init__(self, forward: MaskedForward, normaliser: bool, activation: str) -> None:
         self._forward = forward
-        self._chunk = chunk
-        self._dtype = dtype
-        self._memory_format = memory_format
         self._normaliser = normaliser
+        self._activation = activation
         self._queue: deque[MaskJob] = deque()
         self._waiting = 0
-        self._buffer: Tensor | None = None
         self._null: MaskJob | None = None
         #: Masks scored so far, and forwards of a chunk that it took.
         self.masks_scored = 0
@@ -109,64 +150,69 @@ class MaskStream:
     @property
     def null_logits(self) -> Tensor:
         """Logits (K,) of an image that is masked entirely; known to every complete job pushed after the null mask."""
-        assert self._null is not None and self._null.left == 0
+        assert self._null is not None
+        assert self._null.left == 0
         return self._null.logit[0]
 
     def run(self, *, drain: bool) -> Iterator[MaskJob]:
         """Score full chunks (with ``drain`` all that is left, too) and yield the jobs that are complete, in order.
 
-        A forward that fails leaves the queue as it was before that forward.
+        A forward that fails leaves the queue as it was before that forward; one that runs out of memory is tried
+        again with half the images.
         """
         while self._queue:
             while self._queue and self._queue[0].left == 0:
                 job = self._queue.popleft()
                 if job is not self._null:
                     yield job
-            if self._waiting == 0 or (self._waiting < self._chunk() and not drain):
+            if self._waiting == 0 or (self._waiting < self._forward.chunk() and not drain):
                 return
-            self._score_chunk()
+            try:
+                self._score_chunk()
+            except torch.OutOfMemoryError:
+                if not self._forward.halve():
+                    raise
 
     def _score_chunk(self) -> None:
-        size = self._chunk()
-        segments: list[tuple[MaskJob, int, int]] = []
+        size = self._forward.chunk()
+        rows: list[tuple[MaskJob, int, Tensor]] = []
         filled = 0
         for job in self._queue:
-            take = min(job.left, size - filled)
-            segments.append((job, filled, take))
-            filled += take
+            chosen = job.round[job.sent : job.sent + size - filled]
+            if len(chosen):
+                rows.append((job, filled, chosen))
+                filled += len(chosen)
             if filled == size:
                 break
-        buffer = self._masked(segments, size)
-        logits = check_logits(self._forward(buffer), size).float()
+        segments = [
+            Segment(row, job.image, job.masks.grids[chosen], job.group.align_corners) for job, row, chosen in rows
+        ]
+        logits = check_logits(self._forward(segments, size), size).float()
         self.forwards += 1
         normaliser = logits.double().logsumexp(1) if self._normaliser else None
-        for job, row, take in segments:
-            done = slice(job.scored, job.scored + take)
-            job.logit[done] = logits[row : row + take].index_select(1, job.target)
+        for job, row, chosen in rows:
+            found = slice(row, row + len(chosen))
+            job.logit[chosen] = logits[found].index_select(1, job.target)
             if normaliser is not None:
-                job.normaliser[done] = normaliser[row : row + take]
-            job.scored += take
-        self._waiting -= filled
+                job.normaliser[chosen] = normaliser[found]
+            job.sent += len(chosen)
+            self._waiting -= len(chosen)
+            job.refill(self._activation)
+            self._waiting += job.left if job.sent == 0 else 0
         self.masks_scored += filled
 
-    def _masked(self, segments: list[tuple[MaskJob, int, int]], size: int) -> Tensor:
-        shape = (size, *segments[0][0].image.shape)
-        if self._buffer is None or self._buffer.shape != shape:
-            self._buffer = torch.zeros(shape, dtype=self._dtype, device=segments[0][0].image.device).contiguous(
-                memory_format=self._memory_format
-            )
-        for job, row, take in segments:
-            grids = job.masks.grids[job.scored : job.scored + take].unsqueeze(1)
-            masks = functional.interpolate(grids, shape[-2:], mode="bilinear", align_corners=job.group.align_corners)
-            torch.mul(job.image, masks, out=self._buffer[row : row + take])
-        return self._buffer
+
+def _probability(logit: Tensor, normaliser: Tensor, activation: str) -> Tensor:
+    """Return the probabilities (n, T) float64 of logits (n, T) with their normalisers (n,)."""
+    # In float64, and rounded once where it is stored, so that no value depends on which vector lane computed it.
+    return (logit.double() - normaliser[:, None]).exp() if activation == "softmax" else logit.double().sigmoid()
 
 
 def channel_scores(job: MaskJob, null_logits: Tensor | None, activation: str | None) -> ChannelScores:
     """Spread the scores of a complete job over its channels.
 
     Args:
-        job: all masks scored.
+        job: complete.
         null_logits: (K,) logits of the null mask; None where no method asks for it (such channels then score 0).
         activation: how logits become probabilities, ``softmax`` or ``sigmoid``; None where nobody needs them.
     """
@@ -177,12 +223,16 @@ def channel_scores(job: MaskJob, null_logits: Tensor | None, activation: str | N
         null_normaliser = null_logits.double().logsumexp(0)[None]
     logit = torch.cat([job.logit, null])
     probability = None
-    # In float64 and rounded once, so that the value does not depend on which vector lane computed it.
-    if activation == "softmax":
+    if activation is not None:
         normaliser = torch.cat([job.normaliser, null_normaliser])
-        probability = (logit.double() - normaliser[:, None]).exp().float()
-    elif activation == "sigmoid":
-        probability = logit.double().sigmoid().float()
+        probability = _probability(logit, normaliser, activation).float()
+    if job.budget is not None and job.budget.scores is not None:
+        # Of the masks that were not scored, the predictions; only the scores that the budget is for are known.
+        if job.budget.probability:
+            assert probability is not None
+            probability[:-1] = job.budget.scores
+        else:
+            logit[:-1] = job.budget.scores
     channel = job.masks.channel
     return ChannelScores(
         logit=logit[channel].T.contiguous(),

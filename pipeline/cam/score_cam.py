@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.cam.base import ChannelScores, MaskGroup, MaskMethod, weighted_sum
+from pipeline.cam.base import Budget, ChannelScores, MaskGroup, MaskMethod, weighted_sum
 from schemas.methods import ScoreCAMSpec
+
+#: Masks that a budget has scored before it looks again; fewer fit the masks better, more fill larger chunks.
+ROUND = 32
 
 
 class Switches(NamedTuple):
@@ -51,6 +54,8 @@ class ScoreCAM(MaskMethod):
     mask (the image is removed entirely), as grad-cam and torchcam do by their epsilon, and enters the softmax and the
     sum; with raw weights it is skipped, as the authors' code does. A channel that is not finite makes the map NaN.
 
+    With a budget only some masks are scored and the other scores are predicted, see :mod:`pipeline.cam.mask_budget`.
+
     "probability" is softmax over classes, or sigmoid for multi-label models. The authors' code enlarges the weighted
     maps before its ReLU; behind a ReLU layer that is the same map, at the layer's resolution.
     """
@@ -66,6 +71,15 @@ class ScoreCAM(MaskMethod):
         )
         self.needs_probability = self.switches.score == "probability"
         self.needs_null = self.switches.weight == "softmax"
+        self.budget = None
+        if spec.budget is not None:
+            self.budget = Budget(
+                first=spec.budget,
+                correlation=spec.expected_correlation,
+                round=ROUND,
+                probability=self.needs_probability,
+                exponential=self.needs_null,
+            )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -74,7 +88,7 @@ class ScoreCAM(MaskMethod):
 
     def group(self, layer: str) -> MaskGroup:
         """Return what the masks of ``layer`` depend on."""
-        return MaskGroup(layer, self.switches.normalise, self.switches.align_corners)
+        return MaskGroup(layer, self.switches.normalise, self.switches.align_corners, self.budget)
 
     def maps(self, activation: Tensor, scores: ChannelScores) -> Tensor:
         """Return the maps (T, h, w)."""

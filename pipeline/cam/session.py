@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cam.base import (
+    Budget,
     LayerSignals,
     MapBatch,
     MaskGroup,
@@ -22,8 +23,9 @@ from pipeline.cam.base import (
 )
 from pipeline.cam.compute import Compute
 from pipeline.cam.fusion import fuse
+from pipeline.cam.mask_budget import MaskBudget
 from pipeline.cam.mask_stream import MaskJob, MaskStream, channel_scores
-from pipeline.cam.masks import distinct_masks, scaled_after_enlarging
+from pipeline.cam.masks import MaskSet, distinct_masks, scaled_after_enlarging
 from pipeline.cam.noise import RankTargets, head_gradient, head_moments, noised_moments
 from pipeline.cam.plan import Plan, Planned
 from pipeline.cam.selection import checked, select_predicted
@@ -74,8 +76,8 @@ class Session:
         self._images = 0
         self._size: tuple[int, ...] | None = None
         self._stream: MaskStream | None = None
-        # Score-CAM maps whose fusion waits for other layers: (image number, method) -> layer -> maps.
-        self._unfused: dict[tuple[int, str], dict[str, Tensor]] = defaultdict(dict)
+        # Score-CAM maps whose fusion waits for other layers: (image number, method) -> layer -> maps and their effort.
+        self._unfused: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor, Tensor]]] = defaultdict(dict)
         self._order: tuple[str, ...] = ()
 
     def add(
@@ -93,14 +95,25 @@ class Session:
         Raises:
             InputError: images, targets or layers do not fit.
         """
-        logits, chosen, maps = self._explained(images, image_seeds, selection)
+        count = self._checked_images(images, image_seeds)
+        fits = self._compute.batch_size is None or count <= self._compute.batch_size
+        if fits:
+            try:
+                logits, chosen, maps = self._explained(images, image_seeds, selection)
+            except torch.OutOfMemoryError:
+                if not self._compute.halve(count):
+                    raise
+                fits = False
+        if not fits:
+            # Outside of the handler, which keeps alive what did not fit.
+            return self._in_parts(images, image_seeds, selection)
         # The clean pass is out of scope here: masked forwards have the memory for themselves.
         return PassOutput(logits, chosen, maps + self._finished_masks(drain=False))
 
     def _explained(
         self, images: Tensor, image_seeds: Sequence[int] | None, selection: Selection | Selector | None
     ) -> tuple[Tensor, Selection, list[MapBatch]]:
-        count = self._checked_images(images, image_seeds)
+        count = len(images)
         padded = self._compute.padded(images)
         clean = self._compute.clean_pass(padded)
         plan = self._compute.plan
@@ -120,6 +133,31 @@ class Session:
         self._images += count
         return logits, chosen, maps
 
+    def _in_parts(
+        self, images: Tensor, image_seeds: Sequence[int] | None, selection: Selection | Selector | None
+    ) -> PassOutput:
+        """Explain a batch that does not fit into memory, in batches that do; targets are chosen for all at once."""
+        logits = self._logits(images)
+        chosen = selection if isinstance(selection, Selection) else (selection or self._select)(logits)
+        chosen = checked(chosen, len(images), logits.shape[1])
+        maps: list[MapBatch] = []
+        for start in range(0, len(images), self._compute.batch_size or len(images)):
+            stop = min(start + (self._compute.batch_size or len(images)), len(images))
+            inside = (chosen.image >= start) & (chosen.image < stop)
+            part = Selection(chosen.image[inside] - start, chosen.target[inside])
+            seeds = None if image_seeds is None else image_seeds[start:stop]
+            maps += self.add(images[start:stop], seeds, part).maps
+        return PassOutput(logits, chosen, maps)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        while True:
+            size = self._compute.batch_size or len(images)
+            try:
+                return torch.cat([self._compute.logits(part) for part in torch.split(images, size)])
+            except torch.OutOfMemoryError:
+                if not self._compute.halve(size):
+                    raise
+
     def finish(self) -> list[MapBatch]:
         """Score the masks that are left and return the last Score-CAM maps. The session can go on afterwards."""
         return self._finished_masks(drain=True)
@@ -133,7 +171,7 @@ class Session:
         if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
             found = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
             raise InputError(f"images: a preprocessed float tensor (n, channels, height, width) is needed, not {found}")
-        count, limit = len(images), self._compute.batch_size
+        count, limit = len(images), self._compute.largest_batch
         if limit is not None and count > limit:
             raise InputError(f"images: {count} in one batch, but batch_size is {limit}; add them in smaller batches")
         if self._size is not None and tuple(images.shape[1:]) != self._size:
@@ -262,26 +300,35 @@ class Session:
         targets = torch.split(selection.target, counts)
         on_device = torch.split(selection.target.to(images.device), counts)
         size = (images.shape[-2], images.shape[-1])
+        nulls: list[tuple[Tensor, MaskGroup]] = []
+        jobs: list[MaskJob] = []
         for image, target in enumerate(targets):
             if not len(target):
                 continue
             for group in groups:
                 masks = distinct[group.layer][image]
                 if masks.has_null and any(method.needs_null for _, method in groups[group]):
-                    self._stream.push_null(images[image], classes, group)
+                    nulls.append((images[image], group))
                 if group.normalise == "after":
                     masks = masks.with_grids(scaled_after_enlarging(masks.grids, size, group.align_corners))
-                self._stream.push(
+                activation = signals[group.layer].activation[image]
+                jobs.append(
                     MaskJob(
                         number=self._images + image,
                         group=group,
                         image=images[image],
-                        activation=signals[group.layer].activation[image],
+                        activation=activation,
                         masks=masks,
                         target=on_device[image],
                         classes=target,
+                        budget=None if group.budget is None else _budget(group.budget, masks, activation),
                     )
                 )
+        # All or nothing: what runs out of memory above is tried again with fewer images.
+        for image_of_null, group in nulls[:1]:
+            self._stream.push_null(image_of_null, classes, group)
+        for job in jobs:
+            self._stream.push(job)
 
     def _finished_masks(self, *, drain: bool) -> list[MapBatch]:
         if self._stream is None:
@@ -297,13 +344,20 @@ class Session:
                 scores = channel_scores(job, null, activation)
                 for planned, method in members:
                     waiting = self._unfused[job.number, method.key]
-                    waiting[job.group.layer] = method.maps(job.activation, scores)
+                    waiting[job.group.layer] = (method.maps(job.activation, scores), *job.effort)
                     if planned.fused and len(waiting) < len(planned.layers):
                         continue
                     del self._unfused[job.number, method.key]
-                    for layer, maps in self._fused(planned, waiting).items():
-                        image = torch.full((len(maps),), job.number)
-                        found[method.key, layer].append(MapBatch(method.key, layer, image, job.classes, maps))
+                    scored = torch.stack([each for _, each, _ in waiting.values()]).sum(0)
+                    # Of fused maps the worst layer's; exact ones are NaN.
+                    expected = torch.stack([each for _, _, each in waiting.values()])
+                    expected = expected.nan_to_num(torch.inf).amin(0)
+                    expected = torch.where(expected.isinf(), torch.nan, expected)
+                    image = torch.full((len(scored),), job.number)
+                    for layer, maps in self._fused(planned, {name: each[0] for name, each in waiting.items()}).items():
+                        found[method.key, layer].append(
+                            MapBatch(method.key, layer, image, job.classes, maps, scored, expected)
+                        )
         return [_joined(batches) for batches in found.values()]
 
 
@@ -332,11 +386,24 @@ class _Collector:
         ]
 
 
+def _budget(budget: Budget, masks: MaskSet, activation: Tensor) -> MaskBudget:
+    """Return what chooses the masks of an image to score; each mask counts by the channels that have it."""
+    cells = activation.flatten(1)
+    energy = cells.new_zeros((len(masks.grids) + 1, cells.shape[1]))
+    energy.index_add_(0, masks.channel, torch.where(masks.not_finite[:, None], 0.0, cells))
+    return MaskBudget(masks.grids, energy[:-1], budget)
+
+
 def _joined(batches: list[MapBatch]) -> MapBatch:
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name) for batch in batches])
+
     return MapBatch(
         batches[0].method,
         batches[0].layer,
-        torch.cat([batch.image for batch in batches]),
-        torch.cat([batch.target for batch in batches]),
-        torch.cat([batch.maps for batch in batches]),
+        joined("image"),
+        joined("target"),
+        joined("maps"),
+        joined("masks_scored"),
+        joined("expected_correlation"),
     )

@@ -16,23 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.cam.base import TargetLayer
+from pipeline.cam.network import evaluation_mode
 from schemas.errors import InputError
 
 # Small gradients fall below float16's normal range; a power of two is taken out again without a rounding error.
 _HALF_SCALE = 256.0
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and back into its own mode at the end."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -21,17 +21,19 @@ from pipeline.lake.sink import MapSet, MapTargets, UnitResult
 from pipeline.models.replica import Replica
 from schemas.errors import InputError
 from schemas.job import Job
+from schemas.tables import EFFORT
 
 _SEED_BITS = 63
 
 
 class Part(NamedTuple):
-    """Maps (T, h, w) of one method and layer, off the device, with the image number and class of each."""
+    """Maps (T, h, w) of one method and layer, off the device, with the image number, class and columns of each."""
 
     image: np.ndarray
     target: np.ndarray
     maps: np.ndarray
     statistics: dict[str, np.ndarray]
+    effort: dict[str, np.ndarray]
 
 
 class UnitExplainer:
@@ -75,7 +77,8 @@ class UnitExplainer:
                 continue
             self._batch.append(item)
             self._batch_rows.append(len(self._rows) - 1)
-            if len(self._batch) == self._job.compute.batch_size:
+            # The attributor's own: it halves where the memory does not suffice.
+            if len(self._batch) == self._attributor.batch_size:
                 with clock.measure("compute"):
                     self._flush()
         with clock.measure("compute"):
@@ -97,8 +100,10 @@ class UnitExplainer:
                 name: np.concatenate([part.statistics[name] for part in parts])[order] for name in parts[0].statistics
             }
             maps = np.concatenate([part.maps for part in parts])[order]
-            map_sets.append(MapSet(method, layer, signed[method], targets, maps, columns))
-        return UnitResult(unit_id, attempt, worker, self._rows, map_sets, seconds)
+            effort = {name: np.concatenate([part.effort[name] for part in parts])[order] for name in parts[0].effort}
+            map_sets.append(MapSet(method, layer, signed[method], targets, maps, columns, effort))
+        sizes = {"batch_size": self._attributor.batch_size or 0, "mask_batch": self._attributor.mask_batch}
+        return UnitResult(unit_id, attempt, worker, self._rows, map_sets, seconds, sizes)
 
     def _row(self, item: Prepared) -> dict[str, Any]:
         sample = item.sample
@@ -169,6 +174,7 @@ class UnitExplainer:
                     batch.target.cpu().numpy(),
                     batch.maps.float().cpu().numpy(),
                     statistics(batch.maps),
+                    {name: value.numpy() for name in EFFORT if (value := getattr(batch, name)) is not None},
                 )
             )
 

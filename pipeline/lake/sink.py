@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from schemas.documents import Commit, Manifest
 from schemas.job import Output
-from schemas.tables import MAPS, STATISTICS
+from schemas.tables import EFFORT, MAPS, STATISTICS
 
 #: Columns of the maps table that come from :class:`MapTargets`.
 TARGET_COLUMNS = MAPS.names[MAPS.names.index("target_class") : MAPS.names.index("vmax")]
@@ -54,6 +54,7 @@ class MapSet:
 
     ``method`` is :attr:`schemas.documents.MethodInfo.key`. ``statistics`` holds the columns
     :data:`schemas.tables.STATISTICS`, each (T,), NaN where undefined, computed from ``maps`` as they are here.
+    ``effort`` holds those of :data:`schemas.tables.EFFORT` that the method has, each (T,), NaN where undefined.
     """
 
     method: str
@@ -62,6 +63,7 @@ class MapSet:
     targets: MapTargets
     maps: npt.NDArray[np.float32]
     statistics: Mapping[str, npt.NDArray[Any]]
+    effort: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         name, count = f"maps of '{self.method}' at '{self.layer}'", len(self.targets)
@@ -70,7 +72,11 @@ class MapSet:
         if set(self.statistics) != set(STATISTICS):
             wrong = sorted(set(self.statistics) ^ set(STATISTICS))
             raise ValueError(f"statistics of the {name} lack or add the columns {', '.join(wrong)}")
-        columns = {column: getattr(self.targets, column) for column in TARGET_COLUMNS} | dict(self.statistics)
+        unknown = sorted(set(self.effort) - set(EFFORT))
+        if unknown:
+            raise ValueError(f"effort of the {name} has the unknown column '{unknown[0]}'")
+        columns = {column: getattr(self.targets, column) for column in TARGET_COLUMNS}
+        columns |= dict(self.statistics) | dict(self.effort)
         for column, values in columns.items():
             if len(values) != count:
                 raise ValueError(f"column '{column}' of the {name} has {len(values)} values, not {count}")
@@ -82,7 +88,8 @@ class UnitResult:
 
     ``images`` are rows of the images table (:data:`schemas.tables.IMAGES` without ``unit_id``, plus the raw values of
     the attributes), one per image of the unit in its order, the failed ones too; a column that is not given is null.
-    ``seconds`` is wall time by stage: read, decode, wait, compute, total (the sink adds ``write``).
+    ``seconds`` is wall time by stage: read, decode, wait, compute, total (the sink adds ``write``). ``compute`` are the
+    sizes that it was computed with, as the commit records them.
     """
 
     unit_id: str
@@ -91,6 +98,7 @@ class UnitResult:
     images: Sequence[Mapping[str, Any]]
     map_sets: Sequence[MapSet]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    compute: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

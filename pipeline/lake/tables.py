@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.lake.sink import TARGET_COLUMNS, MapSet
 from schemas.errors import did_you_mean
-from schemas.tables import IMAGES, MAPS, STATISTICS, images_schema
+from schemas.tables import EFFORT, IMAGES, MAPS, STATISTICS, images_schema
 
 _TRUE = frozenset({"true", "yes", "1"})
 _FALSE = frozenset({"false", "no", "0"})
@@ -139,6 +139,8 @@ def maps_table(
         values[name] = column[order] if isinstance(column, np.ndarray) else [column[i] for i in order.tolist()]
     values |= {name: np.asarray(map_set.statistics[name])[order] for name in STATISTICS}
     values["vmax"] = vmax[order]
+    for name in EFFORT:
+        values[name] = np.asarray(map_set.effort[name])[order] if name in map_set.effort else [None] * count
     return pa.table([_column(values[field.name], field) for field in MAPS], schema=MAPS)
 
 

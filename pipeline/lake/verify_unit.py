@@ -21,7 +21,7 @@ from pipeline.lake.writer import OK
 from schemas import layout
 from schemas.documents import Commit, Manifest
 from schemas.errors import LakeError
-from schemas.tables import MAPS, images_schema
+from schemas.tables import APPENDED, MAPS, images_schema
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _read_table(
     except (pa.ArrowException, OSError) as error:
         check.add("table", path, f"{where} does not open as Parquet ({' '.join(str(error).split())})")
         return None
-    lacking = [name for name in schema.names if name not in table.column_names]
+    lacking = [name for name in schema.names if name not in table.column_names and name not in APPENDED]
     if lacking:
         check.add("table", path, f"{where} lacks the column '{lacking[0]}'")
         return None

@@ -77,6 +77,7 @@ class LakeSink(Sink):
             maps=maps,
             objects=infos,
             seconds={name: round(value, 4) for name, value in {**result.seconds, "write": write}.items()},
+            compute=dict(result.compute),
         )
         return self._commit(commit, result)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.attributor import Attributor
-from pipeline.cam.compute import network_layout
+from pipeline.cam.network import network_layout
 from tests.pipeline.cam import nets
 
 
@@ -37,6 +37,7 @@ def test_every_forward_has_one_shape_precision_and_layout(
         layers=nets.target_layers(model)[1:],
         batch_size=4,
         mask_batch=4,
+        stem=False,
     )
     attributor(nets.images(6).contiguous(memory_format=torch.channels_last), [0] * 6)
     assert seen == {((4, 3, 20, 24), dtype, True)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.cam.base import MaskGroup
 from pipeline.cam.mask_stream import MaskJob, MaskStream, channel_scores
+from pipeline.cam.masked_forward import MaskedNetwork
 from pipeline.cam.masks import distinct_masks
 
 GROUP = MaskGroup("layer", "before", False)
@@ -16,15 +17,16 @@ SIZE = (6, 8)
 CLASSES = 4
 
 
-class Network:
+class Network(nn.Module):
     """Logits that tell masked images apart, and a record of the batches."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.shapes: list[tuple[int, ...]] = []
         self.seen: list[Tensor] = []
         self.fail_at: int | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         if self.fail_at == len(self.shapes):
             self.fail_at = None
             raise RuntimeError("out of memory")
@@ -33,8 +35,8 @@ class Network:
         return torch.stack([(images * (index + 1)).sum((1, 2, 3)) for index in range(CLASSES)], 1)
 
 
-def make_stream(network: Network, chunk: list[int]) -> MaskStream:
-    return MaskStream(network, lambda: chunk[0], torch.float32, torch.contiguous_format, True)
+def make_stream(network: Network, chunk: int) -> MaskStream:
+    return MaskStream(MaskedNetwork(network, chunk, None, None), True, "softmax")
 
 
 def job(number: int, channels: int, targets: list[int], grid: tuple[int, int] = (2, 3)) -> MaskJob:
@@ -52,7 +54,7 @@ def expected_logits(each: MaskJob) -> Tensor:
 
 def test_chunks_are_filled_across_images_to_one_shape() -> None:
     network = Network()
-    stream = make_stream(network, [4])
+    stream = make_stream(network, 4)
     jobs = [job(0, 3, [1, 2]), job(1, 6, [0]), job(2, 2, [3])]
     done: list[int] = []
     for each in jobs:
@@ -71,15 +73,16 @@ def test_chunks_are_filled_across_images_to_one_shape() -> None:
 
 
 def test_the_chunk_may_change_and_a_failed_forward_loses_nothing() -> None:
-    network, chunk = Network(), [8]
-    stream = make_stream(network, chunk)
+    network = Network()
+    masked = MaskedNetwork(network, 8, None, None)
+    stream = MaskStream(masked, True, "softmax")
     jobs = [job(0, 5, [1]), job(1, 5, [2])]
     for each in jobs:
         stream.push(each)
     network.fail_at = 0
     with pytest.raises(RuntimeError, match="out of memory"):
         list(stream.run(drain=True))
-    chunk[0] = 3
+    masked.size = 3
     assert [finished.number for finished in stream.run(drain=True)] == [0, 1]
     assert network.shapes == [(3, 3, *SIZE)] * 4
     for each in jobs:
@@ -88,7 +91,7 @@ def test_the_chunk_may_change_and_a_failed_forward_loses_nothing() -> None:
 
 def test_an_image_without_masks_passes_through_in_order() -> None:
     network = Network()
-    stream = make_stream(network, [2])
+    stream = make_stream(network, 2)
     empty = job(1, 3, [0], grid=(1, 1))
     assert empty.left == 0
     for each in (job(0, 3, [0]), empty, job(2, 1, [0])):
@@ -98,7 +101,7 @@ def test_an_image_without_masks_passes_through_in_order() -> None:
 
 def test_the_null_mask_is_scored_once_and_before_the_jobs_that_need_it() -> None:
     network = Network()
-    stream = make_stream(network, [4])
+    stream = make_stream(network, 4)
     with_constant = []
     for number in range(3):
         each = job(number, 4, [2, 0])
@@ -129,7 +132,7 @@ def test_the_null_mask_is_scored_once_and_before_the_jobs_that_need_it() -> None
 
 def test_scores_per_channel() -> None:
     network = Network()
-    stream = make_stream(network, [16])
+    stream = make_stream(network, 16)
     each = job(0, 5, [3, 1])
     each.activation[2] = each.activation[0] * 2  # the same mask
     each = MaskJob(

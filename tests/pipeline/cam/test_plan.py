@@ -48,6 +48,8 @@ def test_manifest_entry_of_a_fusion() -> None:
         "weight": "softmax",
         "normalise": "before",
         "align_corners": True,
+        "budget": None,
+        "expected_correlation": 0.98,
     }
 
 

@@ -149,9 +149,8 @@ def test_mask_batch_may_change_at_run_time() -> None:
     session.add(nets.images(2), [1, 2])
     session.finish()
     assert batches[-1] == 3
-    attributor.mask_batch = 0
     with pytest.raises(InputError, match="mask_batch: 0"):
-        session.add(nets.images(1), [1])
+        attributor.mask_batch = 0
 
 
 def test_a_failing_batch_does_not_disturb_the_session() -> None:
