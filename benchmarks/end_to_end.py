@@ -22,8 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, TextIO
 
 import torch
 from PIL import Image
@@ -44,7 +43,7 @@ from benchmarks.inputs import (
 from pipeline.cam.base import MapBatch
 from pipeline.cam.fusion import scaled_by_maximum
 from pipeline.engine.clock import STAGES
-from pipeline.engine.outcome import Outcome
+from pipeline.engine.outcome import Outcome, Tally
 from pipeline.engine.progress import ProgressMonitor
 from pipeline.engine.run import RunResult, attribute
 from pipeline.engine.worker import build_attributor
@@ -87,8 +86,8 @@ class Work:
 class Stopwatch(ProgressMonitor):
     """The job's progress monitor, which also keeps the time of each commit."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, units: int, before: Tally, stream: TextIO | None = None) -> None:
+        super().__init__(units, before, stream)
         self.commits: list[float] = []
 
     def unit_done(self, outcome: Outcome) -> None:
@@ -142,8 +141,8 @@ def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:
         CamlakeError: an image failed, or the job was interrupted.
     """
     lake, threads = place.lake(), torch.get_num_threads()
-    with mock.patch("pipeline.engine.run.ProgressMonitor", Stopwatch):
-        result = attribute(make_job(work, place, lake, options), connect, say=lambda line: None, stream=io.StringIO())
+    job = make_job(work, place, lake, options)
+    result = attribute(job, connect, say=lambda line: None, stream=io.StringIO(), monitor=Stopwatch)
     torch.set_num_threads(threads)
     if result.success is None:
         raise CamlakeError(f"the job '{work.name}' on {place.name} was interrupted; run the benchmark again")

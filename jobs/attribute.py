@@ -115,9 +115,11 @@ def print_summary(result: RunResult) -> None:
         )
     else:
         print("\nthis run   nothing was left to do")
-    for worker, seconds in sorted(monitor.seconds.items()):
-        parts = ", ".join(f"{stage} {seconds[stage]:.1f}" for stage in STAGES)
-        print(f"           {worker} seconds: {parts}")
+    for worker, spent in monitor.times().items():
+        print(f"           {worker}: {spent.sentence()}")
+        # Stages overlap: the next unit is read and the last one is written while one computes.
+        parts = ", ".join(f"{stage} {monitor.seconds[worker][stage]:.1f}" for stage in STAGES)
+        print(f"           {' ' * len(worker)}  seconds by stage, overlapping: {parts}")
     if monitor.slowest:
         print(f"           slowest units: {', '.join(f'{unit} ({taken:.1f} s)' for taken, unit in monitor.slowest)}")
     if monitor.retried or monitor.lost:

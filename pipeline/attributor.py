@@ -180,6 +180,7 @@ class Attributor:
             ),
             seed=seed,
             activation=activation,
+            accelerate=_compiled if compile else None,
         )
 
     @property
@@ -325,7 +326,7 @@ def _split(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Conv2d, nn.Modul
     return None if stem is None else (stem.conv, stem.rest)
 
 
-def _compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+def _compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     from pipeline.models.compiled import compiled
 
     return compiled(network, example)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn import functional
 from pipeline.cam.mask_stream import Segment
 from pipeline.cam.masked_stem import StemResponses, worthwhile
 from pipeline.cam.network import Accelerate, evaluation_mode, network_layout
+
+# Responses that are kept until the next chunk; an image's that do not fit in are made again for each chunk.
+_KEPT_BYTES = 256 * 2**20
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ class MaskedNetwork:
         self._responses: dict[tuple[int, tuple[int, ...], bool], tuple[Tensor, StemResponses]] = {}
         self._buffer: Tensor | None = None
         self._features: Tensor | None = None
-        self._forward: Callable[[Tensor], Tensor] | None = None
+        self._forward: Callable[[Tensor], Any] | None = None
         self.size = size
 
     @property
@@ -86,7 +90,8 @@ class MaskedNetwork:
     def _run(self, network: nn.Module, images: Tensor) -> Tensor:
         if self._forward is None:
             self._forward = network if self._accelerate is None else self._accelerate(network, images)
-        return self._forward(images)
+        logits: Tensor = self._forward(images)
+        return logits
 
     def _masked(self, segments: Sequence[Segment], size: int) -> Tensor:
         """Write the masked images of ``segments`` into the buffer (size, 3, H, W), in the network's layout."""
@@ -113,14 +118,15 @@ class MaskedNetwork:
         for number, (row, image, grids, align_corners) in enumerate(kept):
             cells = (grids.shape[1], grids.shape[2])
             key = (id(image), cells, align_corners)
-            if key not in self._responses:
-                self._responses[key] = (image, StemResponses(conv, image, cells, align_corners))
-            responses[key] = self._responses[key]
+            found = (
+                self._responses[key][1] if key in self._responses else StemResponses(conv, image, cells, align_corners)
+            )
+            if sum(each.bytes for _, each in responses.values()) + found.bytes <= _KEPT_BYTES:
+                responses[key] = (image, found)
             masks = grids.new_zeros((size, *cells))
             masks[row : row + len(grids)] = grids
             active = grids.new_zeros(size)
             active[row : row + len(grids)] = 1
-            found = responses[key][1]
             if self._features is None:
                 zeros = image.new_zeros((size, *image.shape)).contiguous(memory_format=torch.channels_last)
                 self._features = conv(zeros)

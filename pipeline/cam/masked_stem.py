@@ -134,6 +134,11 @@ class StemResponses:
         self._terms = torch.cat(terms).to(image.device)
         self._matrices = _responses(conv, image, layout)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that the responses take."""
+        return sum(matrix.numel() * matrix.element_size() for matrix in self._matrices)
+
     def add(self, masks: Tensor, first: bool, active: Tensor, out: Tensor) -> None:
         """Write (``first``), or add to, the convolution of this image under each mask.
 

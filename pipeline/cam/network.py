@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 #: Makes a network faster for inputs of one static shape, of which an example is given.
-Accelerate = Callable[[nn.Module, Tensor], Callable[[Tensor], Tensor]]
+Accelerate = Callable[[nn.Module, Tensor], Callable[[Tensor], Any]]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
@@ -16,6 +17,38 @@ from schemas.documents import Attempt
 from schemas.unit import Unit
 
 _LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class WorkerTime:
+    """Where a worker's time went, in seconds; ``computing``, ``waiting`` and ``other`` add up to ``active``.
+
+    ``active`` is from its readiness to its last commit, by the driver's clock. In it the worker was ``computing``;
+    ``waiting`` for images that were not read or not decoded yet; or, ``other``, writing with nothing left to compute,
+    between two units, starting on its first, or (where ``failed``) on attempts that came to nothing. ``after`` is from
+    its last commit to the run's last.
+    """
+
+    active: float
+    computing: float
+    waiting: float
+    failed: bool
+    after: float
+
+    @property
+    def other(self) -> float:
+        """What is left of ``active``."""
+        return self.active - self.computing - self.waiting
+
+    def sentence(self) -> str:
+        """For people: the share that it computed, and why not more."""
+        share = self.computing / self.active if self.active else 0.0
+        reason = "writing, between units or on failed attempts" if self.failed else "writing or between units"
+        text = (
+            f"computed {share:.0%} of {self.active:.1f} s; idle {self.waiting:.1f} s waiting for images, "
+            f"{self.other:.1f} s {reason}"
+        )
+        return f"{text}; then {self.after:.1f} s to the run's last commit" if self.after >= 0.05 else text
 
 
 class ProgressMonitor:
@@ -36,6 +69,11 @@ class ProgressMonitor:
         self.lost: list[str] = []
         self.seconds: dict[str, dict[str, float]] = {}
         self.slowest: list[tuple[float, str]] = []
+        # By worker: when it was ready, last committed and died; and those on which an attempt failed.
+        self._ready: dict[str, float] = {}
+        self._committed: dict[str, float] = {}
+        self._died: dict[str, float] = {}
+        self._failing: set[str] = set()
         self._current = 0
         self._began = time.monotonic()
         self._working: float | None = None
@@ -71,13 +109,15 @@ class ProgressMonitor:
 
     def worker_ready(self, info: WorkerInfo) -> None:
         """A worker has loaded its replica."""
+        self._ready[info.name] = time.monotonic()
         if self._working is None:
-            self._working = time.monotonic()
+            self._working = self._ready[info.name]
         self._say(f"{info.name} is ready on {info.node} ({info.device})")
 
     def worker_lost(self, name: str, reason: str) -> None:
         """A worker died; another takes its place."""
         self.lost.append(name)
+        self._died[name] = time.monotonic()
         self._say(f"{name} died: {reason}")
 
     def unit_done(self, outcome: Outcome) -> None:
@@ -86,11 +126,14 @@ class ProgressMonitor:
         stages = self.seconds.setdefault(outcome.worker, dict.fromkeys(STAGES, 0.0))
         for stage, seconds in outcome.seconds.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
+        # The commit of a worker that died before it could say so comes to light when the unit is tried again.
+        self._committed[outcome.worker] = self._died.get(outcome.worker, time.monotonic())
         self.slowest = sorted([*self.slowest, (outcome.seconds.get("total", 0.0), outcome.unit_id)], reverse=True)[:3]
         self._refresh(advance=1)
 
     def unit_failed(self, unit: Unit, attempt: Attempt, final: bool) -> None:
         """An attempt failed; ``final``: the unit is given up."""
+        self._failing.add(attempt.worker)
         if final:
             self.quarantined.append((unit.unit_id, attempt.reason))
             self._say(f"unit {unit.unit_id} is given up and quarantined: {attempt.reason}")
@@ -105,6 +148,20 @@ class ProgressMonitor:
         self._refresh()
 
     # What is shown
+
+    def times(self) -> dict[str, WorkerTime]:
+        """Where the time of each worker went that committed something, by its name."""
+        found = {}
+        last = max(self._committed.values(), default=0.0)
+        for worker, committed in sorted(self._committed.items()):
+            active = committed - self._ready.get(worker, committed)
+            stages = self.seconds[worker]
+            # The worker measures by its own clock, which may run a little faster than the driver's; and the commit that
+            # landed first may be an earlier run's, by a worker of the same name.
+            computing = min(stages["compute"], active)
+            waiting = min(stages["wait"], active - computing)
+            found[worker] = WorkerTime(active, computing, waiting, worker in self._failing, last - committed)
+        return found
 
     def elapsed(self) -> float:
         """Seconds since the run began."""

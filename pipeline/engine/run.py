@@ -101,6 +101,7 @@ def attribute(
     *,
     say: Callable[[str], None],
     stream: TextIO | None = None,
+    monitor: Callable[[int, Tally, TextIO | None], ProgressMonitor] = ProgressMonitor,
 ) -> RunResult:
     """Run ``job`` to the end, or go on where an earlier run of the same job stopped.
 
@@ -109,6 +110,8 @@ def attribute(
         connect: connects this process to Ray; called once everything is checked and something is left to do.
         say: takes lines for people.
         stream: where progress goes (default: stderr).
+        monitor: makes what is told of the run's events, from the units of the plan, what is committed already and
+            ``stream``; the result holds it.
 
     Raises:
         InputError: the job does not fit its model, its inputs or the lake that is there.
@@ -133,16 +136,16 @@ def attribute(
         f"lake     {job.output.uri}"
         + (f" (resumed: {len(done)} of {plan.units} units are done)" if run.resumed else "")
     )
-    monitor = ProgressMonitor(plan.units, Tally(units=len(done)), stream)
+    told = monitor(plan.units, Tally(units=len(done)), stream)
     stopped: int | None = None
     if left:
         say(f"inputs   {plan.units} units; {left} to do on up to {min(job.workers.max, left)} workers")
         connect()
-        stopped = _dispatch(job, run.manifest, store, done, left, monitor)
+        stopped = _dispatch(job, run.manifest, store, done, left, told)
     if stopped is not None:
-        return RunResult(run.manifest, monitor, None, stopped, len(done))
+        return RunResult(run.manifest, told, None, stopped, len(done))
     say("checking the lake and finishing it")
-    return RunResult(run.manifest, monitor, finalize(store), None, len(done))
+    return RunResult(run.manifest, told, finalize(store), None, len(done))
 
 
 def _dispatch(

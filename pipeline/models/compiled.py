@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,21 @@ _log = logging.getLogger(__name__)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 
 
-def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
+def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     """Return the network compiled for inputs like ``example``, or the network itself where that cannot be done.
 
     Convolutions, biases, activations and residual sums become fused kernels, with the weights laid out for them. They
-    are copied: what changes in the network later does not reach the compiled one. What cannot be compiled (no C++
+    are constants there: what changes in the network later does not reach the compiled one. What cannot be compiled (no C++
     compiler on a CPU, code that the compiler does not follow), or gives other values, runs as it is; the log says so.
 
     Args:
-        network: in evaluation mode; takes (N, ...) and returns a tensor.
+        network: in evaluation mode; takes (N, ...) and returns a tensor or several.
         example: an input; its shape, precision and memory format are the only ones that may follow.
     """
-    frozen = copy.deepcopy(network).requires_grad_(False)
     example = example.clone()
     with torch.no_grad():
         expected = network(example.clone())
-        candidate = torch.compile(frozen, dynamic=False, fullgraph=True, options={"freezing": True})
+        candidate = torch.compile(network, dynamic=False, fullgraph=True, options={"freezing": True})
         try:
             found = candidate(example.clone())
         except (TorchDynamoException, RuntimeError, NotImplementedError, OSError) as error:
@@ -39,15 +38,22 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
                 raise
             _log.warning("the network runs without torch.compile: %s", str(error).splitlines()[0])
             return network
-    tolerance = TOLERANCE.get(example.dtype, TOLERANCE[torch.float32])
-    if not bool((found - expected).abs().max() <= tolerance * expected.abs().max()):
+    if not _agree(found, expected, TOLERANCE.get(example.dtype, TOLERANCE[torch.float32])):
         _log.warning("the network runs without torch.compile: its compiled form gives other values")
         return network
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Any:
         # Frozen weights are constants only while no gradient can be asked for.
         with torch.no_grad():
-            output: Tensor = candidate(images)
-        return output
+            return candidate(images)
 
     return run
+
+
+def _agree(found: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, Tensor):
+        found, expected = (found,), (expected,)
+    return all(
+        bool((mine - theirs).abs().max() <= tolerance * theirs.abs().max())
+        for mine, theirs in zip(found, expected, strict=True)
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,29 @@ def test_all_methods_on_two_workers(document: dict[str, Any], tmp_path: Path, ca
     assert verify(LakeStore(document["output"]["uri"])).ok
     assert "24 images" in result.output and "grid of 12x12" in result.output
     assert f"{len(maps)} maps" in result.output
+
+
+def test_what_workers_did_with_their_time_is_printed(document: dict[str, Any], tmp_path: Path, camlake: Run) -> None:
+    document |= {"methods": ["score_cam"], "workers": {"max": 2}}
+    began = time.monotonic()
+    result = camlake("attribute", write_job(document, tmp_path))
+    took = time.monotonic() - began
+    assert result.exit_code == 0, result.output
+    commits = [json.loads(path.read_text()) for path in (tmp_path / "lake" / "commits").glob("*.json")]
+    workers = {commit["worker"] for commit in commits}
+    number = r"(\d+\.\d)"
+    line = rf"(worker-\d+): computed (\d+)% of {number} s; idle {number} s waiting for images, {number} s writing or"
+    found = re.findall(line, result.output)
+    assert {worker for worker, *_ in found} == workers and len(found) == len(workers)
+    for worker, *figures in found:
+        share, active, waiting, other = map(float, figures)
+        seconds = [commit["seconds"] for commit in commits if commit["worker"] == worker]
+        computed = sum(each["compute"] for each in seconds)
+        assert 0 < active < took and 0 < share <= 100
+        # Printed figures are rounded to a tenth of a second and to a percent.
+        assert share / 100 * active == pytest.approx(computed, abs=0.06 + 0.006 * active)
+        assert waiting == pytest.approx(sum(each["wait"] for each in seconds), abs=0.06)
+        assert computed + waiting + other == pytest.approx(active, abs=0.16)
 
 
 def test_the_same_command_again_does_nothing_and_changes_nothing(

@@ -66,6 +66,68 @@ def test_totals_and_seconds_add_up() -> None:
     assert monitor.seconds["worker-001"]["compute"] == 4.0
 
 
+def committed(worker: str, unit: str, compute: float, wait: float) -> Outcome:
+    seconds = {"read": 9.0, "decode": 9.0, "wait": wait, "compute": compute, "write": 9.0, "total": 9.0}
+    return Outcome(unit, "a", worker, {"ok": 1}, 1, 1, seconds)
+
+
+def test_a_workers_time_is_accounted_for_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monitor = ProgressMonitor(9, Tally(), io.StringIO())
+    clock.now += 30  # loading is nobody's time
+    monitor.worker_ready(WorkerInfo("worker-002", "node", "cpu", 2))
+    clock.now += 1
+    monitor.worker_ready(WorkerInfo("worker-001", "node", "cpu", 1))
+    monitor.worker_ready(WorkerInfo("worker-003", "node", "cpu", 3))
+    clock.now += 7
+    monitor.unit_done(committed("worker-002", "u1", 5.0, 2.5))
+    clock.now += 3
+    monitor.unit_done(committed("worker-001", "u2", 6.5, 0.5))
+    monitor.unit_failed(Unit("u3", 3, "x.tar"), Attempt(**{**dict(ATTEMPT), "worker": "worker-001"}), final=False)
+    clock.now += 10
+    monitor.unit_done(committed("worker-001", "u3", 11.5, 0.25))
+    clock.now += 99  # finishing the lake is nobody's time either
+    times = monitor.times()
+    assert list(times) == ["worker-001", "worker-002"]  # the third committed nothing
+    one, two = times.values()
+    assert (one.active, one.computing, one.waiting, one.other, one.after) == (20.0, 18.0, 0.75, 1.25, 0.0)
+    assert (two.active, two.computing, two.waiting, two.other, two.after) == (8.0, 5.0, 2.5, 0.5, 13.0)
+    assert one.sentence() == (
+        "computed 90% of 20.0 s; idle 0.8 s waiting for images, 1.2 s writing, between units or on failed attempts"
+    )
+    assert two.sentence() == (
+        "computed 62% of 8.0 s; idle 2.5 s waiting for images, 0.5 s writing or between units; "
+        "then 13.0 s to the run's last commit"
+    )
+
+
+def test_a_dead_workers_commit_that_comes_to_light_later_counts_until_its_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    monitor = ProgressMonitor(2, Tally(), io.StringIO())
+    monitor.worker_ready(WorkerInfo("worker-001", "node", "cpu", 1))
+    clock.now += 4
+    monitor.worker_lost("worker-001", "ActorDiedError: exit")
+    clock.now += 50
+    monitor.unit_done(committed("worker-001", "u1", 3.0, 0.5))
+    [time] = monitor.times().values()
+    assert (time.active, time.computing, time.waiting, time.other) == (4.0, 3.0, 0.5, 0.5)
+
+
+def test_a_workers_faster_clock_cannot_make_it_compute_longer_than_it_was_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    monitor = ProgressMonitor(1, Tally(), io.StringIO())
+    monitor.worker_ready(WorkerInfo("worker-001", "node", "cpu", 1))
+    clock.now += 4
+    monitor.unit_done(committed("worker-001", "u1", 4.5, 0.5))
+    [time] = monitor.times().values()
+    assert (time.active, time.computing, time.waiting, time.other) == (4.0, 4.0, 0.0, 0.0)
+    assert time.sentence().startswith("computed 100% of 4.0 s; idle 0.0 s")
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
