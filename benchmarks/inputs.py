@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 from benchmarks.harness import Report
 from pipeline.attributor import Attributor
 from pipeline.cam.base import Selection
+from pipeline.models.compiled import compiled
 from pipeline.models.factory import build, parse_name
 from pipeline.models.replica import Replica, load_replica
 from pipeline.models.weights import choose, load, read
@@ -135,15 +137,15 @@ class Subject:
     plain: nn.Module
     replica: Replica
 
-    def attributor(self, methods: Sequence[str | dict[str, object]], mask_batch: int = 32) -> Attributor:
-        """Return our compute core for ``methods`` at the replica's layers."""
+    def attributor(self, methods: Sequence[str | dict[str, object]], **options: Any) -> Attributor:
+        """Return our compute core for ``methods`` at the replica's layers; ``options`` are the Attributor's."""
         return Attributor(
             self.replica.model,
             methods,
             layers=self.replica.layers,
             head=self.replica.head,
-            mask_batch=mask_batch,
             find_layer=self.replica.layer,
+            **options,
         )
 
     @property
@@ -215,6 +217,25 @@ def generated_images(count: int, size: tuple[int, int]) -> Tensor:
     coarse = torch.randn((count, 3, 6, 6), generator=generator)
     fields = functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return (fields - fields.mean((1, 2, 3), keepdim=True)) / fields.std((1, 2, 3), keepdim=True)
+
+
+def add_form_option(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of leaving ``torch.compile`` out."""
+    parser.add_argument(
+        "--eager", action="store_true", help="leave torch.compile out, of ours and of the bare forwards"
+    )
+
+
+def fastest(model: nn.Module, example: Tensor, eager: bool) -> Callable[[Tensor], Tensor]:
+    """Return the bare forward of a replica's model in its fastest form, for images like ``example``."""
+    run = model if eager else compiled(model, example)
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = run(images)
+        return logits
+
+    return forward
 
 
 def bare_forward(model: nn.Module, images: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.methods [--model resnet50] [--weights URI] [--images GLOB] [--threads 2] [--json FILE]
 
-Ours explains all images, methods and targets in one pass. The peers run one pass per method and per target, as their
-documentation shows; a method that a peer lacks is not charged to it. "bare forwards" is the same network in its
-fastest form (batch norm folded, channels-last, inference mode) over the same images.
+Ours explains all images, methods and targets in one pass, compiled where no gradient has to be computed. The peers
+run one pass per method and per target, as their documentation shows; a method that a peer lacks is not charged to it.
+"bare forwards" is the same network in its fastest form (batch norm folded, channels-last, compiled) over the same
+images.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +25,10 @@ from benchmarks.inputs import (
     CPU_NOTE,
     Subject,
     add_clock_option,
+    add_form_option,
     add_model_options,
-    bare_forward,
     command,
+    fastest,
     load_images,
     load_subject,
     make_parser,
@@ -56,6 +59,7 @@ class Case:
     subject: Subject
     images: Tensor
     targets: list[list[int]]
+    eager: bool
 
     @property
     def predicted(self) -> list[int]:
@@ -72,17 +76,21 @@ def ours(case: Case) -> list[Contestant]:
     """Our contestants, named by their work."""
     layers, head = case.subject.replica.layers, case.subject.replica.head
     closed = head is not None and head.layer == case.subject.layer
-    six = [method for method in SIX if method != "cam" or closed]
+    six: list[str | dict[str, object]] = [method for method in SIX if method != "cam" or closed]
     smooth: dict[str, object] = {"name": SMOOTH, "samples": SAMPLES, "noise_level": LEVEL}
+
+    form: dict[str, Any] = {"batch_size": len(case.images), "compile": not case.eager}
 
     def task(attributor: Attributor, targets: list[int] | list[list[int]]) -> Callable[[], Attribution]:
         return lambda: attributor(case.images, targets, image_seeds=range(len(case.images)))
 
     def by_gradient(methods: list[str | dict[str, object]]) -> Attributor:
         # Without the head nothing is known of what follows the layer, so every gradient is a backward pass.
-        return Attributor(case.subject.replica.model, methods, layers=layers)
+        return Attributor(case.subject.replica.model, methods, layers=layers, **form)
 
-    make = case.subject.attributor
+    def make(methods: list[str | dict[str, object]]) -> Attributor:
+        return case.subject.attributor(methods, **form)
+
     contestants = [
         Contestant(_alone(case), task(make(["grad_cam"]), case.predicted)),
         Contestant(SIX_WORK, task(make(six), case.predicted)),
@@ -204,10 +212,11 @@ def run(options: argparse.Namespace) -> Report:
     """Time all contestants and return the rows."""
     subject = load_subject(model_config(options.model, options, [options.layer] if options.layer else None))
     images = load_images(subject.replica, options)
-    case = Case(subject, images, top_classes(subject.replica.model, images, TARGETS))
-    fastest = images.contiguous(memory_format=torch.channels_last)
+    case = Case(subject, images, top_classes(subject.replica.model, images, TARGETS), options.eager)
+    ready = images.contiguous(memory_format=torch.channels_last)
+    bare_forward = fastest(subject.replica.model, ready, options.eager)
     peers = [peer for peer in installed() if peer is not None]
-    contestants = [Contestant(LIMIT, lambda: bare_forward(subject.replica.model, fastest)), *ours(case)]
+    contestants = [Contestant(LIMIT, lambda: bare_forward(ready)), *ours(case)]
     for peer in peers:
         contestants += theirs(case, peer, options.all_passes)
     with quiet():
@@ -239,6 +248,7 @@ PARSER = make_parser("methods", __doc__, repeats=5)
 PARSER.add_argument("--model", default="resnet50", help="torchvision name (default: %(default)s)")
 PARSER.add_argument("--layer", help="target layer (default: the last spatial one)")
 PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five targets (slow)")
+add_form_option(PARSER)
 add_clock_option(PARSER)
 add_model_options(PARSER, count=16)
 main = command("benchmarks.methods", run, PARSER)

@@ -3,7 +3,7 @@
     python -m benchmarks.score_cam [--model resnet18 resnet50 mobilenet_v2] [--weights URI] [--images GLOB]
 
 The limit is one bare forward per *distinct* mask: the same network in its fastest form (batch norm folded,
-channels-last, inference mode) over masked images that are ready. Each peer is compared with ours in its convention.
+channels-last, compiled) over masked images that are ready. Each peer is compared with ours in its convention.
 On a CPU a round takes minutes, so there is one image and one round unless more are asked for.
 """
 
@@ -24,9 +24,11 @@ from benchmarks.inputs import (
     CPU_NOTE,
     Subject,
     add_clock_option,
+    add_form_option,
     add_model_options,
     bare_forward,
     command,
+    fastest,
     load_images,
     load_subject,
     make_parser,
@@ -38,7 +40,7 @@ from benchmarks.inputs import (
     top_classes,
 )
 from benchmarks.peers import Peer, agreement, installed, quiet
-from pipeline.attributor import Attribution
+from pipeline.attributor import Attributor
 from pipeline.cam.masks import distinct_masks
 from pipeline.models.optimise import outputs
 
@@ -49,12 +51,21 @@ POOL = 6
 
 ONE_WORK = "Score-CAM exact, one class"
 FIVE_WORK = "Score-CAM exact, five classes"
+#: Ours with one saving left out each, and with none.
+LEVERS: dict[str, dict[str, bool]] = {
+    "ours without the stem's linearity": {"stem": False},
+    "ours without torch.compile": {"compile": False},
+    "ours without either": {"compile": False, "stem": False},
+}
 CONVENTIONS = {"grad-cam": "grad_cam", "torchcam": "torchcam"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all contestants are given. ``masks`` are the distinct ones of all images, ``chunk`` is masks per forward."""
+    """What all contestants are given.
+
+    ``masks`` are the distinct ones of all images, ``chunk`` is masks per forward, ``forward`` the bare forward.
+    """
 
     subject: Subject
     images: Tensor
@@ -63,6 +74,8 @@ class Case:
     masks: int
     chunk: int
     pool: list[Tensor]
+    forward: Callable[[Tensor], Tensor]
+    eager: bool
 
     @property
     def predicted(self) -> list[int]:
@@ -75,7 +88,7 @@ class Case:
         return (self.images.shape[-2], self.images.shape[-1])
 
 
-def make_case(subject: Subject, images: Tensor, chunk: int) -> Case:
+def make_case(subject: Subject, images: Tensor, chunk: int, eager: bool = True) -> Case:
     """Count the distinct masks, and make masked images for the bare forwards.
 
     The null mask counts once for all images.
@@ -97,7 +110,8 @@ def make_case(subject: Subject, images: Tensor, chunk: int) -> Case:
     if not pool:
         pool = [images[:1].expand(chunk, -1, -1, -1).contiguous(memory_format=torch.channels_last)]
     targets = top_classes(subject.replica.model, images, TARGETS)
-    return Case(subject, images, targets, activation.shape[1], masks, chunk, pool)
+    forward = fastest(subject.replica.model, pool[0], eager)
+    return Case(subject, images, targets, activation.shape[1], masks, chunk, pool, forward, eager)
 
 
 def bare(case: Case) -> Callable[[], int]:
@@ -106,16 +120,21 @@ def bare(case: Case) -> Callable[[], int]:
     def run() -> int:
         forwards = -(-case.masks // case.chunk)
         for number in range(forwards):
-            bare_forward(case.subject.replica.model, case.pool[number % len(case.pool)])
+            case.forward(case.pool[number % len(case.pool)])
         return forwards
 
     return run
 
 
-def ours(case: Case, convention: str, targets: list[list[int]]) -> Callable[[], Attribution]:
+def ours(case: Case, convention: str, *, compile: bool = True, stem: bool = True) -> Attributor:
     """Return our Score-CAM in a peer's convention."""
-    attributor = case.subject.attributor([{"name": "score_cam", "convention": convention}], mask_batch=case.chunk)
-    return lambda: attributor(case.images, targets)
+    return case.subject.attributor(
+        [{"name": "score_cam", "convention": convention}],
+        mask_batch=case.chunk,
+        batch_size=len(case.images),
+        compile=compile and not case.eager,
+        stem=stem,
+    )
 
 
 def theirs(case: Case, peer: Peer, ranks: int) -> Callable[[], Tensor]:
@@ -137,11 +156,15 @@ def theirs(case: Case, peer: Peer, ranks: int) -> Callable[[], Tensor]:
     return run
 
 
-def contestants(case: Case, peers: list[Peer], all_passes: bool) -> Iterator[Contestant]:
-    """Yield everybody; a chunk of bare forwards is warm-up enough where a run takes minutes."""
+def contestants(case: Case, peers: list[Peer], all_passes: bool, levers: bool) -> Iterator[Contestant]:
+    """Yield everybody; a chunk of forwards is warm-up enough where a run takes minutes."""
 
     def warm_up() -> Tensor:
-        return bare_forward(case.subject.replica.model, case.pool[0])
+        return case.forward(case.pool[0])
+
+    def mine(name: str, convention: str, targets: list[list[int]], **options: bool) -> Contestant:
+        attributor = ours(case, convention, **options)
+        return Contestant(name, lambda: attributor(case.images, targets), lambda: attributor.warm_up(case.size))
 
     def warm_up_plain() -> Tensor:
         return bare_forward(case.subject.plain, case.pool[0].contiguous())
@@ -149,8 +172,11 @@ def contestants(case: Case, peers: list[Peer], all_passes: bool) -> Iterator[Con
     one = [[target] for target in case.predicted]
     yield Contestant(LIMIT, bare(case), warm_up)
     for convention in CONVENTIONS.values():
-        yield Contestant(f"{ONE_WORK} {convention}", ours(case, convention, one), warm_up)
-    yield Contestant(FIVE_WORK, ours(case, "torchcam", case.targets), warm_up)
+        yield mine(f"{ONE_WORK} {convention}", convention, one)
+    yield mine(FIVE_WORK, "torchcam", case.targets)
+    if levers:
+        for name, options in LEVERS.items():
+            yield mine(name, "torchcam", one, **options)
     for peer in peers:
         yield Contestant(f"{peer.name} one", theirs(case, peer, 1), warm_up_plain)
         if all_passes:
@@ -177,6 +203,11 @@ def add_rows(report: Report, case: Case, peers: list[Peer], timings: dict[str, T
         Row(f"{ONE_WORK}: {name}", f"{case.masks} {LIMIT}", one_ours.median, bare_s),
         Row(f"{FIVE_WORK}: {name}", f"{case.masks} {LIMIT}", five.median, bare_s),
     ]
+    report.rows += [
+        Row(f"{ONE_WORK}: {name}", lever, one_ours.median, timings[lever].median)
+        for lever in LEVERS
+        if lever in timings
+    ]
     total = case.channels * len(case.images)
     report.notes.append(
         f"{name} at {case.subject.layer}: {total} channels of {len(case.images)} image(s), {case.masks} distinct masks "
@@ -191,10 +222,10 @@ def run(options: argparse.Namespace) -> Report:
     peers: list[Peer] = [peer for peer in installed() if peer is not None]
     for model in options.model:
         subject = load_subject(model_config(model, options))
-        case = make_case(subject, load_images(subject.replica, options), options.mask_batch)
+        case = make_case(subject, load_images(subject.replica, options), options.mask_batch, options.eager)
         say(f"{title(model)}: {case.masks} distinct masks")
         with quiet():
-            everybody = list(contestants(case, peers, options.all_passes))
+            everybody = list(contestants(case, peers, options.all_passes, options.levers))
             timings = alternate(everybody, options.repeats, clock=CLOCKS[options.clock], say=say)
             add_rows(report, case, peers, timings, title(model))
     if options.clock == "cpu":
@@ -216,6 +247,8 @@ PARSER.add_argument(
 )
 PARSER.add_argument("--mask-batch", type=positive, default=32, help="masked images per forward (default: %(default)s)")
 PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five classes (slow)")
+PARSER.add_argument("--levers", action="store_true", help="also time ours with one saving left out each")
+add_form_option(PARSER)
 add_clock_option(PARSER)
 add_model_options(PARSER, count=1)
 main = command("benchmarks.score_cam", run, PARSER)

@@ -216,6 +216,10 @@ class Attributor:
         """Describe the methods as the lake's manifest does: layers, sign and resolved parameters."""
         return [planned.info() for planned in self.plan.methods]
 
+    def warm_up(self, size: tuple[int, int]) -> None:
+        """Run one forward of each kind that images of (H, W) will need, so that compiling does not delay the first."""
+        self._compute.warm_up(size)
+
     def session(self, select: Selector | None = None) -> Session:
         """Return a session, which streams batches and returns maps as they are finished.
 

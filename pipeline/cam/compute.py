@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.cam.base import LinearHead, exact_arithmetic
 from pipeline.cam.captured import CapturedPass
-from pipeline.cam.mask_stream import MaskStream
+from pipeline.cam.mask_stream import MaskStream, Segment
 from pipeline.cam.masked_forward import MaskedNetwork
 from pipeline.cam.network import Accelerate, network_layout
 from pipeline.cam.plan import Plan
@@ -80,6 +80,13 @@ class Compute:
             full[: len(images)] = images
             images = full
         return images.contiguous(memory_format=memory_format)
+
+    def warm_up(self, size: tuple[int, int]) -> None:
+        """Run a clean and a masked forward of black images of (H, W)."""
+        images = self.padded(torch.zeros((1, 3, *size)))
+        self.clean_pass(images)
+        if self.plan.mask_methods:
+            self.masked([Segment(0, images[0], images.new_ones((1, 1, 1)), False)], self.masked.size)
 
     def halve(self, rows: int) -> bool:
         """Make batches half as large as ``rows``, which did not fit into memory; False if it is one image already."""

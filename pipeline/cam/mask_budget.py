@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.cam.base import Budget
 from pipeline.cam.kriging import FIRST_KERNEL, MaskSpace, Posterior, best_kernel
+from pipeline.cam.masks import MaskSet
 
 # Of a score in logits; beyond it, the moments of its exponential overflow.
 _MOST_VARIANCE = 30.0
@@ -133,6 +134,14 @@ class MaskBudget:
             still_open[number] = False
             chosen.append(number)
         return torch.tensor(chosen, device=self._energy.device)
+
+
+def budget_of(budget: Budget, masks: MaskSet, activation: Tensor) -> MaskBudget:
+    """Return what chooses the masks of an image from its activation (C, h, w); a mask counts by its channels."""
+    cells = activation.flatten(1)
+    energy = cells.new_zeros((len(masks.grids) + 1, cells.shape[1]))
+    energy.index_add_(0, masks.channel, torch.where(masks.not_finite[:, None], 0.0, cells))
+    return MaskBudget(masks.grids, energy[:-1], budget)
 
 
 def _times(posterior: Posterior, slopes: Tensor) -> Tensor:

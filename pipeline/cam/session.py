@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.cam.base import (
-    Budget,
     LayerSignals,
     MapBatch,
     MaskGroup,
@@ -23,9 +22,9 @@ from pipeline.cam.base import (
 )
 from pipeline.cam.compute import Compute
 from pipeline.cam.fusion import fuse
-from pipeline.cam.mask_budget import MaskBudget
+from pipeline.cam.mask_budget import budget_of
 from pipeline.cam.mask_stream import MaskJob, MaskStream, channel_scores
-from pipeline.cam.masks import MaskSet, distinct_masks, scaled_after_enlarging
+from pipeline.cam.masks import distinct_masks, scaled_after_enlarging
 from pipeline.cam.noise import RankTargets, head_gradient, head_moments, noised_moments
 from pipeline.cam.plan import Plan, Planned
 from pipeline.cam.selection import checked, select_predicted
@@ -321,7 +320,7 @@ class Session:
                         masks=masks,
                         target=on_device[image],
                         classes=target,
-                        budget=None if group.budget is None else _budget(group.budget, masks, activation),
+                        budget=None if group.budget is None else budget_of(group.budget, masks, activation),
                     )
                 )
         # All or nothing: what runs out of memory above is tried again with fewer images.
@@ -384,14 +383,6 @@ class _Collector:
         return [
             MapBatch(key, layer, self._image, self._selection.target, maps) for (key, layer), maps in self._maps.items()
         ]
-
-
-def _budget(budget: Budget, masks: MaskSet, activation: Tensor) -> MaskBudget:
-    """Return what chooses the masks of an image to score; each mask counts by the channels that have it."""
-    cells = activation.flatten(1)
-    energy = cells.new_zeros((len(masks.grids) + 1, cells.shape[1]))
-    energy.index_add_(0, masks.channel, torch.where(masks.not_finite[:, None], 0.0, cells))
-    return MaskBudget(masks.grids, energy[:-1], budget)
 
 
 def _joined(batches: list[MapBatch]) -> MapBatch:

@@ -20,8 +20,9 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     """Return the network compiled for inputs like ``example``, or the network itself where that cannot be done.
 
     Convolutions, biases, activations and residual sums become fused kernels, with the weights laid out for them. They
-    are constants there: what changes in the network later does not reach the compiled one. What cannot be compiled (no C++
-    compiler on a CPU, code that the compiler does not follow), or gives other values, runs as it is; the log says so.
+    are constants there: what changes in the network later does not reach the compiled one. What cannot be compiled (no
+    C++ compiler on a CPU, code that the compiler does not follow), or gives other values, runs as it is; the log says
+    so.
 
     Args:
         network: in evaluation mode; takes (N, ...) and returns a tensor or several.

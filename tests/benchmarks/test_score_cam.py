@@ -14,7 +14,7 @@ from pipeline.models.optimise import outputs
 from tests.benchmarks.conftest import NET, NORMALISED, Document, by_work
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, *NORMALISED)
+ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, "--eager", *NORMALISED)
 
 
 def test_maps_agree_and_five_classes_are_charged_five_passes(document: Callable[..., Document]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from torch import Tensor
@@ -65,7 +67,7 @@ def test_it_stops_at_the_budget_and_keeps_what_was_scored(budget: Budget) -> Non
     masks, energy, scores = case()
     found, rounds = run(budget, masks, energy, scores)
     assert [len(each) for each in rounds] == [6, 4]
-    numbers = sum(rounds, [])
+    numbers = list(chain(*rounds))
     assert len(set(numbers)) == found.scored == 10
     assert found.scores is not None
     assert torch.equal(found.scores[numbers], scores[numbers])
@@ -101,14 +103,14 @@ def test_the_prediction_beats_the_mean_of_what_was_scored() -> None:
     found, rounds = run(Budget(30, 0.0, 10, True, False), masks, energy, scores)
     assert found.scores is not None
     error = (found.scores - scores).square().mean()
-    assert error < 0.3 * (scores - scores[sum(rounds, [])].mean(0)).square().mean()
+    assert error < 0.3 * (scores - scores[list(chain(*rounds))].mean(0)).square().mean()
 
 
 def test_all_masks_are_scored_where_nothing_can_be_predicted() -> None:
     masks, energy, scores = case()
     scores[:, 1] = torch.nan
     found, rounds = run(RAW, masks, energy, scores)
-    assert sorted(sum(rounds, [])) == list(range(COUNT))
+    assert sorted(chain(*rounds)) == list(range(COUNT))
     assert found.scores is not None
     assert torch.equal(found.scores[:, 0], scores[:, 0])
     assert bool(found.scores[:, 1].isnan().all())
