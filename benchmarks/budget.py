@@ -11,7 +11,6 @@ exact against each peer, on --timed images, and its maps are compared with those
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.exact_scores import Scored, all_scores
 from benchmarks.harness import Contestant, Report, Row, alternate
 from benchmarks.inputs import (
     Subject,
     add_form_option,
     add_model_options,
     command,
+    fastest,
     load_images,
     load_subject,
     make_parser,
@@ -37,21 +38,18 @@ from benchmarks.inputs import (
     top_classes,
 )
 from benchmarks.peers import Peer, installed, quiet
-from pipeline.cam.base import MaskGroup
+from pipeline.cam.faithfulness import faithfulness, scaled_masks
 from pipeline.cam.mask_budget import MaskBudget, budget_of
-from pipeline.cam.mask_stream import MaskJob, MaskStream
-from pipeline.cam.masked_forward import MaskedNetwork
-from pipeline.cam.masks import MaskSet, distinct_masks, scaled_after_enlarging
 from pipeline.cam.plan import as_spec
 from pipeline.cam.score_cam import ScoreCAM
-from pipeline.models.compiled import compiled
-from pipeline.models.optimise import outputs
 from schemas.errors import InputError
 from schemas.methods import ScoreCAMSpec
 
 #: Shares of the distinct masks at which the curve is taken, and correlations to expect for budgets that go on.
 SHARES = (0.02, 0.03, 0.05, 0.08, 0.11, 0.15, 0.25, 0.5)
 WANTED = (0.95, 0.97, 0.98, 0.99, 0.995)
+#: Shares whose maps' faithfulness is measured, and in how many steps pixels are deleted and inserted.
+JUDGED, STEPS = (0.02, 0.05, 0.11), 8
 #: Where a budget looks for the first time.
 FIRST = 0.03
 #: Score-CAM as the authors have it, with the packages' weights (softmax of logits), and the paper's second version.
@@ -60,70 +58,6 @@ CONVENTIONS: dict[str, dict[str, str]] = {
     "logits": {"convention": "paper", "score": "logit"},
     "paper": {"convention": "paper"},
 }
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An image's masks and their exact scores.
-
-    ``activation`` (C, h, w); ``masks`` the distinct ones; ``logits`` (U + 1, K), of the null mask in the last row;
-    ``target`` is the predicted class.
-    """
-
-    activation: Tensor
-    masks: MaskSet
-    logits: Tensor
-    target: int
-
-    @property
-    def count(self) -> int:
-        """Distinct masks, U."""
-        return len(self.masks.grids)
-
-    def scores(self, method: ScoreCAM) -> Tensor:
-        """What the method weights by, of each distinct mask: (U + 1, 1) float64."""
-        logits = self.logits.double()
-        scores = logits.softmax(1) if method.needs_probability else logits
-        return scores[:, [self.target]]
-
-
-def score_all(subject: Subject, network: MaskedNetwork, image: Tensor) -> Scored:
-    """Run every distinct mask of an image (3, H, W), scaled after it is enlarged, and the null mask."""
-    logits, grids = outputs(subject.replica.model, subject.replica.layers, image[None])
-    activation = grids[subject.layer]
-    masks = distinct_masks(activation)[0]
-    masks = masks.with_grids(scaled_after_enlarging(masks.grids, (image.shape[1], image.shape[2]), False))
-    group = MaskGroup(subject.layer, "after", False)
-    classes = torch.arange(logits.shape[1])
-    stream = MaskStream(network, False, "softmax")
-    stream.push_null(image, len(classes), group)
-    job = MaskJob(0, group, image, activation[0], masks, classes, classes)
-    stream.push(job)
-    list(stream.run(drain=True))
-    found = torch.cat([job.logit, stream.null_logits[None]])
-    return Scored(activation[0], masks, found, int(logits[0].argmax()))
-
-
-def all_scores(subject: Subject, images: Tensor, options: argparse.Namespace) -> Iterator[Scored]:
-    """Yield the exact scores of each image, from ``--scores`` where they are there."""
-    network = MaskedNetwork(subject.replica.model, options.mask_batch, None, None if options.eager else compiled)
-    for number, image in enumerate(images):
-        path = None
-        if options.scores is not None:
-            options.scores.mkdir(parents=True, exist_ok=True)
-            content = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
-            path = options.scores / f"{subject.replica.digest[:12]}-{subject.layer}-{content}.pt"
-        if path is not None and path.exists():
-            document = torch.load(path)
-            yield Scored(**document | {"masks": MaskSet(**document["masks"])})
-            continue
-        scored = score_all(subject, network, image)
-        say(f"image {number + 1} of {len(images)}: {scored.count} masks scored")
-        if path is not None:
-            partial = path.with_suffix(".partial")
-            torch.save(vars(scored) | {"masks": vars(scored.masks)}, partial)
-            partial.rename(path)
-        yield scored
 
 
 def method_of(convention: str, budget: float | None = None, wanted: float = 0.0) -> ScoreCAM:
@@ -157,8 +91,8 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1].nan_to_num(0.0))
 
 
-def by_norm(scored: Scored, method: ScoreCAM, share: float) -> float:
-    """What the literature's budget comes to: the channels of largest norm only (Faster-Score-CAM and others)."""
+def by_norm(scored: Scored, method: ScoreCAM, share: float) -> Tensor:
+    """Return the map (cells,) of the channels of largest norm alone, as the literature's budgets have it."""
     exact = scored.scores(method)[:-1]
     energy = torch.zeros(scored.count + 1, scored.activation[0].numel())
     energy.index_add_(0, scored.masks.channel, scored.activation.flatten(1))
@@ -167,9 +101,7 @@ def by_norm(scored: Scored, method: ScoreCAM, share: float) -> float:
     chosen[kept] = True
     # A weight of nothing: no score in the sum, or none in the softmax.
     nothing = -torch.inf if method.needs_null else 0.0
-    return correlation(
-        map_of(scored, method, torch.where(chosen[:, None], exact, nothing)), map_of(scored, method, exact)
-    )
+    return map_of(scored, method, torch.where(chosen[:, None], exact, nothing))
 
 
 @dataclass(frozen=True)
@@ -213,15 +145,21 @@ def point(name: str, images: list[Scored], run: Callable[[Scored], tuple[float, 
 def curve(images: list[Scored], convention: str) -> Iterator[Point]:
     """Yield the points of a convention: fixed shares, budgets that go on, and the literature's choice of channels."""
     exact = method_of(convention)
+    references = {id(each): exact_map(each, exact) for each in images}
 
     def ours(method: ScoreCAM) -> Callable[[Scored], tuple[float, float, float]]:
         def run(scored: Scored) -> tuple[float, float, float]:
             budget = budgeted(scored, method)
             assert budget.scores is not None
             assert budget.expected is not None
-            reference = map_of(scored, exact, scored.scores(exact)[:-1])
-            found = correlation(map_of(scored, method, budget.scores), reference)
+            found = correlation(map_of(scored, method, budget.scores), references[id(scored)])
             return budget.scored / scored.count, found, float(budget.expected[0])
+
+        return run
+
+    def largest(share: float) -> Callable[[Scored], tuple[float, float, float]]:
+        def run(scored: Scored) -> tuple[float, float, float]:
+            return share, correlation(by_norm(scored, exact, share), references[id(scored)]), torch.nan
 
         return run
 
@@ -231,8 +169,48 @@ def curve(images: list[Scored], convention: str) -> Iterator[Point]:
         name = f"until {wanted} is expected (first at {FIRST:.0%})"
         yield point(name, images, ours(method_of(convention, FIRST, wanted)))
     for share in SHARES:
-        name = f"{share:.0%}: channels of largest norm alone"
-        yield point(name, images, lambda scored, share=share: (share, by_norm(scored, exact, share), torch.nan))  # type: ignore[misc]
+        yield point(f"{share:.0%}: channels of largest norm alone", images, largest(share))
+
+
+def exact_map(scored: Scored, method: ScoreCAM) -> Tensor:
+    """Return the exact map (cells,) float64."""
+    return map_of(scored, method, scored.scores(method)[:-1])
+
+
+def faithfulness_table(subject: Subject, images: Tensor, scored: list[Scored], eager: bool) -> list[str]:
+    """Return lines that tell average drop, increase, deletion and insertion by budget, in the authors' convention."""
+    exact = method_of("authors")
+    size = (images.shape[-2], images.shape[-1])
+    batch = 2 * STEPS - 1
+    example = images[:1].expand(batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    forward = fastest(subject.replica.model, example, eager)
+    found: dict[str, list[list[float]]] = {}
+    for number, (image, each) in enumerate(zip(images, scored, strict=True)):
+        maps = {f"{share:.0%} of the masks": method_of("authors", share) for share in JUDGED}
+        maps |= {f"until {wanted} is expected": method_of("authors", FIRST, wanted) for wanted in (0.98,)}
+        drawn = {
+            name: map_of(each, exact, scores)
+            for name, method in maps.items()
+            if (scores := budgeted(each, method).scores) is not None
+        }
+        drawn |= {f"{share:.0%}: largest norm alone": by_norm(each, exact, share) for share in JUDGED}
+        drawn["exact"] = exact_map(each, exact)
+
+        def score(frames: Tensor, target: int = each.target) -> Tensor:
+            full = torch.cat([frames, frames.new_zeros((batch - len(frames), *frames.shape[1:]))])
+            logits = forward(full.contiguous(memory_format=torch.channels_last))
+            return logits[: len(frames)].softmax(1)[:, target]
+
+        grid = each.activation.shape[-2:]
+        masks = scaled_masks(torch.stack([values.view(grid) for values in drawn.values()]).float(), size)
+        measured = faithfulness(score, image, masks, steps=STEPS, batch=batch)
+        for row, name in enumerate(drawn):
+            columns = (measured.drop, measured.increase, measured.deletion, measured.insertion)
+            found.setdefault(name, []).append([float(column[row]) for column in columns])
+        say(f"faithfulness of image {number + 1} of {len(images)}")
+    header = f"{'budget':<34}{'drop':>9}{'increase':>9}{'deletion':>9}{'insertion':>10}"
+    means = {name: torch.tensor(rows, dtype=torch.float64).nanmean(0).tolist() for name, rows in found.items()}
+    return [header, *(f"{name:<34}{a:>9.4f}{b:>9.4f}{c:>9.4f}{d:>10.4f}" for name, (a, b, c, d) in means.items())]
 
 
 def timed(
@@ -261,7 +239,7 @@ def timed(
         timings = alternate(everybody, options.repeats, say=say)
     mine = timings["budget"]
     method = method_of(options.convention)
-    exact = [map_of(each, method, each.scores(method)[:-1]) for each in scored]
+    exact = [exact_map(each, method) for each in scored]
     worst = min(correlation(a.flatten(), b) for a, b in zip(mine.result, exact, strict=True))
     work = f"Score-CAM with a budget, {title(options.model)}, {len(images)} images"
     for name in [each.name for each in everybody[1:]]:
@@ -290,6 +268,9 @@ def run(options: argparse.Namespace) -> Report:
         report.extra.setdefault("curves", {})[convention] = [each.document() for each in points]
         lines = "\n".join(["", f"  {HEADER}", *(f"  {each.line()}" for each in points)])
         report.notes.append(f"{convention}: correlation with the exact map by share of the masks scored:{lines}")
+    if options.faithfulness:
+        table = faithfulness_table(subject, images, scored, options.eager)
+        report.notes.append("\n  ".join(["faithfulness, mean over the images (authors):", *table]))
     return report
 
 
@@ -305,6 +286,7 @@ PARSER.add_argument(
 PARSER.add_argument("--mask-batch", type=positive, default=32, help="masked images per forward (default: %(default)s)")
 PARSER.add_argument("--timed", type=positive, default=2, help="images of the timed run (default: %(default)s)")
 PARSER.add_argument("--scores", type=Path, metavar="FOLDER", help="keep the exact scores there, and use those there")
+PARSER.add_argument("--faithfulness", action="store_true", help="also measure drop, increase, deletion and insertion")
 add_form_option(PARSER)
 add_model_options(PARSER, count=40)
 main = command("benchmarks.budget", run, PARSER)

@@ -204,6 +204,13 @@ class Compute(Strict):
         16, ge=1, description="Images per clean forward; every batch is filled up to this one shape."
     )
     mask_batch: int = Field(32, ge=1, description="Score-CAM's masked images per forward, filled across images.")
+    compile: bool = Field(
+        False,
+        description=(
+            "Run masked images, and clean ones where no gradient has to be computed, through torch.compile. Takes each "
+            "worker some seconds at its start, and a C++ compiler on a CPU."
+        ),
+    )
     threads: int | None = Field(None, ge=1, description="Torch threads per CPU worker. Default: the worker's cpus.")
     decode_threads: int = Field(2, ge=1, description="Threads that decode images.")
     read_ahead_mb: int = Field(64, ge=1, description="Most undecoded image bytes held per worker.")

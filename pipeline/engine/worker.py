@@ -40,6 +40,7 @@ def build_attributor(job: Job, replica: Replica) -> Attributor:
         find_layer=replica.layer,
         batch_size=job.compute.batch_size,
         mask_batch=job.compute.mask_batch,
+        compile=job.compute.compile,
         seed=job.compute.seed,
         activation=job.model.activation,
         device=replica.device,
@@ -87,6 +88,8 @@ class AttributionWorker:
         self.selector = TargetSelector(
             job.targets, class_index=self.replica.class_index, activation=job.model.activation
         )
+        if job.compute.compile and self.manifest is not None:
+            self.attributor.warm_up(self.replica.preprocess.input_size)
         self.source = open_source(job.source)
         self.sink: Sink | None = None
         if self.manifest is not None:
