@@ -112,7 +112,7 @@ class Attributor:
         compile: run masked images, and clean ones where no gradient has to be computed, through ``torch.compile`` with
             the weights frozen as they are then; needs a C++ compiler on a CPU. Takes some seconds at the first forward.
         stem: compute Score-CAM's first convolution from the masks' cells, on a CPU and of a model in float32 and
-            channels-last.
+            channels-last, whose modules are taken as they are at the first masked forward.
         seed: of the methods that draw noise.
         activation: how logits become probabilities, ``softmax`` or ``sigmoid``.
         device: where the model is moved and the maps are computed. Default: where the model is.

@@ -35,12 +35,15 @@ class MaskBudget:
         self._count = masks.shape[0]
         # The mean over the cells changes no correlation.
         self._energy = energy - energy.mean(1, keepdim=True)
-        self._space = MaskSpace(masks.flatten(1))
+        self._points = masks.flatten(1)
+        # Made when it is first needed and dropped at the end: of many waiting images only few need the memory.
+        self._space: MaskSpace | None = None
         self._known = torch.empty(0, dtype=torch.int64, device=masks.device)
         self._given: Tensor | None = None
         self._taken = torch.zeros(self._count, dtype=torch.bool, device=masks.device)
         self._first = budget.masks(self._count)
         self._posterior: Posterior | None = None
+        self._effect = energy[:0]
         #: Scores (U, T) float64, predicted where they are not known, and the correlation (T,) to expect; NaN where a
         #: score is not finite. None before the first scores.
         self.scores: Tensor | None = None
@@ -56,10 +59,17 @@ class MaskBudget:
         """Masks whose scores are known."""
         return len(self._known)
 
+    @property
+    def first_round(self) -> int:
+        """Masks of the first round."""
+        return min(self._budget.round, self._first, self._count)
+
     def next_masks(self) -> Tensor:
         """Return the numbers (n,) int64 of the masks to score next; none if the map is good enough."""
         left = self._count - self.scored
         if left == 0 or (self.scored >= self._first and self._converged()):
+            self._space = self._posterior = None
+            self._effect = self._effect[:0]
             return self._known[:0]
         if self.scored and self._posterior is None:
             return (~self._taken).nonzero().flatten()  # nothing can be predicted
@@ -73,7 +83,8 @@ class MaskBudget:
         self._given = given
         self._taken[masks] = True
         if self.scored < self._count and bool(given.isfinite().all()):
-            posterior = Posterior(self._space, best_kernel(self._space, self._known, given), self._known, given)
+            space = self._masks()
+            posterior = Posterior(space, best_kernel(space, self._known, given), self._known, given)
             self._posterior = posterior
             self.scores = posterior.mean.clone()
             self.scores[self._known] = given
@@ -83,6 +94,11 @@ class MaskBudget:
             self.scores = given.new_full((self._count, given.shape[1]), torch.nan)
             self.scores[self._known] = given
             self.expected = (self.scores * 0 + 1).mean(0).float()
+
+    def _masks(self) -> MaskSpace:
+        if self._space is None:
+            self._space = MaskSpace(self._points)
+        return self._space
 
     def _converged(self) -> bool:
         return self.expected is not None and bool((self.expected >= self._budget.correlation).all())
@@ -115,7 +131,7 @@ class MaskBudget:
 
     def _choose(self, count: int) -> Tensor:
         """Return the masks that leave the least variance in the maps, taken one after the other."""
-        posterior = self._posterior or Posterior(self._space, FIRST_KERNEL, self._known, None)
+        posterior = self._posterior or Posterior(self._masks(), FIRST_KERNEL, self._known, None)
         effect = self._effect if self._posterior is not None else _times(posterior, self._slopes())
         effect = effect.transpose(0, 1).flatten(1)
         noise = posterior.kernel.noise

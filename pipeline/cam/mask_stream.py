@@ -40,22 +40,29 @@ class MaskJob:
     budget: MaskBudget | None = None
     logit: Tensor = field(init=False)
     normaliser: Tensor = field(init=False)
-    #: Numbers of the masks to score next, of which ``sent`` are scored.
-    round: Tensor = field(init=False)
+    #: Numbers of the masks to score next, of which ``sent`` are scored; None until the first are needed.
+    round: Tensor | None = None
     sent: int = 0
 
     def __post_init__(self) -> None:
         count = self.masks.grids.shape[0]
         self.logit = self.activation.new_zeros((count, self.target.shape[0]))
         self.normaliser = self.activation.new_zeros((count,), dtype=torch.float64)
-        self.round = (
-            torch.arange(count, device=self.activation.device) if self.budget is None else self.budget.next_masks()
-        )
 
     @property
     def left(self) -> int:
         """Masks that are to be scored next; 0 where the job is complete."""
+        if self.round is None:
+            return len(self.masks.grids) if self.budget is None else self.budget.first_round
         return len(self.round) - self.sent
+
+    def take(self, most: int) -> Tensor:
+        """Return the numbers (n,) int64 of the next masks to score, at most so many."""
+        if self.round is None:
+            count = len(self.masks.grids)
+            everyone = torch.arange(count, device=self.activation.device)
+            self.round = everyone if self.budget is None else self.budget.next_masks()
+        return self.round[self.sent : self.sent + most]
 
     @property
     def effort(self) -> tuple[Tensor, Tensor]:
@@ -67,7 +74,7 @@ class MaskJob:
 
     def refill(self, activation: str) -> None:
         """Ask the budget, whose round is scored, for the masks of the next one."""
-        if self.budget is None or self.left or not len(self.round):
+        if self.budget is None or self.round is None or self.left or not len(self.round):
             return
         logit = self.logit[self.round]
         scores = logit.double()
@@ -178,8 +185,8 @@ class MaskStream:
         rows: list[tuple[MaskJob, int, Tensor]] = []
         filled = 0
         for job in self._queue:
-            chosen = job.round[job.sent : job.sent + size - filled]
-            if len(chosen):
+            chosen = job.take(size - filled) if job.left else None
+            if chosen is not None:
                 rows.append((job, filled, chosen))
                 filled += len(chosen)
             if filled == size:

@@ -78,7 +78,7 @@ class UnitExplainer:
             self._batch.append(item)
             self._batch_rows.append(len(self._rows) - 1)
             # The attributor's own: it halves where the memory does not suffice.
-            if len(self._batch) == self._attributor.batch_size:
+            if len(self._batch) >= (self._attributor.batch_size or 1):
                 with clock.measure("compute"):
                     self._flush()
         with clock.measure("compute"):

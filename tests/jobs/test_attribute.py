@@ -120,8 +120,40 @@ def test_a_resumed_lake_equals_an_undisturbed_one(document: dict[str, Any], tmp_
     assert all(np.array_equal(left[key], right[key]) for key in left)
 
 
+BUDGET = {"name": "score_cam", "label": "budget", "budget": 8, "expected_correlation": 0.9}
+
+
+def test_a_budget_says_what_each_map_took(document: dict[str, Any], tmp_path: Path, camlake: Run) -> None:
+    document["methods"] = ["grad_cam", "score_cam", BUDGET]
+    assert camlake("attribute", write_job(document, tmp_path)).exit_code == 0
+    rows = open_lake(document["output"]["uri"]).maps.to_table().to_pylist()
+    took = {name: [row for row in rows if row["method"] == name] for name in ("grad_cam", "score_cam", "budget")}
+    assert all(row["masks_scored"] is row["expected_correlation"] is None for row in took["grad_cam"])
+    assert all(row["expected_correlation"] is None for row in took["score_cam"])
+    for exact, row in zip(took["score_cam"], took["budget"], strict=True):
+        assert 8 <= row["masks_scored"] <= exact["masks_scored"]
+        assert (row["expected_correlation"] is None) == (row["masks_scored"] == exact["masks_scored"])
+        assert row["expected_correlation"] is None or 0.9 <= row["expected_correlation"] < 1
+    assert any(row["expected_correlation"] is not None for row in took["budget"])
+    commits = [json.loads(path.read_text()) for path in (tmp_path / "lake" / "commits").glob("*.json")]
+    assert all(commit["compute"] == {"batch_size": 4, "mask_batch": 8} for commit in commits)
+
+
+@pytest.mark.slow
+def test_a_compiled_job_writes_the_same_maps(document: dict[str, Any], tmp_path: Path, camlake: Run) -> None:
+    document["methods"] = ["grad_cam", "score_cam"]
+    assert camlake("attribute", write_job(document, tmp_path)).exit_code == 0
+    other = dict(document, output={"uri": str(tmp_path / "other")})
+    other["compute"] = {**document["compute"], "compile": True}
+    assert camlake("attribute", write_job(other, tmp_path, "other.yaml")).exit_code == 0
+    left, right = all_maps(document["output"]["uri"]), all_maps(str(tmp_path / "other"))
+    assert left.keys() == right.keys()
+    # Stored in float16 of the map's own maximum; compiled kernels round otherwise.
+    assert all(np.allclose(left[key], right[key], atol=2e-3 * np.abs(left[key]).max()) for key in left)
+
+
 def test_maps_do_not_depend_on_workers_batches_or_order(document: dict[str, Any], tmp_path: Path, camlake: Run) -> None:
-    document["methods"] = ["grad_cam", "score_cam", {"name": "smooth_grad_cam_pp", "samples": 2}]
+    document["methods"] = ["grad_cam", "score_cam", {"name": "smooth_grad_cam_pp", "samples": 2}, BUDGET]
     assert camlake("attribute", write_job(document, tmp_path)).exit_code == 0
     other = dict(document)
     other["output"] = {"uri": str(tmp_path / "other")}
