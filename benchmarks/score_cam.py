@@ -65,6 +65,7 @@ class Case:
     """What all contestants are given.
 
     ``masks`` are the distinct ones of all images, ``chunk`` is masks per forward, ``forward`` the bare forward.
+    ``window`` is the mean share of the image that the bounding box of a mask's support covers.
     """
 
     subject: Subject
@@ -76,6 +77,7 @@ class Case:
     pool: list[Tensor]
     forward: Callable[[Tensor], Tensor]
     eager: bool
+    window: float
 
     @property
     def predicted(self) -> list[int]:
@@ -106,12 +108,28 @@ def make_case(subject: Subject, images: Tensor, chunk: int, eager: bool = True) 
                 if len(large) == chunk:
                     yield (image * large).contiguous(memory_format=torch.channels_last)
 
+    windows = torch.cat(
+        [_windows(grid, (size[0], size[1])) for each in sets for grid in torch.split(each.grids, chunk)]
+    )
     pool = [part for part, _ in zip(masked(), range(POOL), strict=False)]
     if not pool:
         pool = [images[:1].expand(chunk, -1, -1, -1).contiguous(memory_format=torch.channels_last)]
     targets = top_classes(subject.replica.model, images, TARGETS)
     forward = fastest(subject.replica.model, pool[0], eager)
-    return Case(subject, images, targets, activation.shape[1], masks, chunk, pool, forward, eager)
+    return Case(
+        subject, images, targets, activation.shape[1], masks, chunk, pool, forward, eager, float(windows.mean())
+    )
+
+
+def _windows(grids: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the share of the image that the bounding box of each mask (n, h, w) covers once it is enlarged."""
+    support = functional.interpolate(grids[:, None], size, mode="bilinear", align_corners=False)[:, 0] > 0
+    share = torch.ones(len(grids))
+    for axis in (1, 2):
+        along = support.any(axis).float()
+        reach = along.shape[1] - along.argmax(1) - along.flip(1).argmax(1)
+        share = share * torch.where(along.any(1), reach, 0) / along.shape[1]
+    return share
 
 
 def bare(case: Case) -> Callable[[], int]:
@@ -211,7 +229,8 @@ def add_rows(report: Report, case: Case, peers: list[Peer], timings: dict[str, T
     total = case.channels * len(case.images)
     report.notes.append(
         f"{name} at {case.subject.layer}: {total} channels of {len(case.images)} image(s), {case.masks} distinct masks "
-        f"({total / case.masks:.2f} channels per mask), {case.masks / bare_s:.1f} bare forwards/s in chunks of "
+        f"({total / case.masks:.2f} channels per mask; their supports' bounding boxes cover {case.window:.0%} of the "
+        f"image), {case.masks / bare_s:.1f} bare forwards/s in chunks of "
         f"{case.chunk}, {case.masks / one_ours.median:.1f} masks/s ours"
     )
 

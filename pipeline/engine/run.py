@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, TextIO
 
+from pipeline.engine.allocator import ALLOCATOR
 from pipeline.engine.outcome import Tally
 from pipeline.engine.progress import ProgressMonitor
 from pipeline.lake import LakeStore, committed, create_or_resume, finalize, quarantine
@@ -162,6 +163,7 @@ def _dispatch(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         resources=workers.resources or None,
+        runtime_env={"env_vars": ALLOCATOR} if workers.gpus == 0 else None,
         max_restarts=0,
         # The units in flight, and one more thread that answers questions meanwhile.
         max_concurrency=IN_FLIGHT + 1,
