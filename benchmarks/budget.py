@@ -46,7 +46,7 @@ from schemas.errors import InputError
 from schemas.methods import ScoreCAMSpec
 
 #: Shares of the distinct masks at which the curve is taken, and correlations to expect for budgets that go on.
-SHARES = (0.02, 0.03, 0.05, 0.08, 0.11, 0.15, 0.25, 0.5)
+SHARES = (0.02, 0.03, 0.05, 0.08, 0.11, 0.15, 0.25)
 WANTED = (0.95, 0.97, 0.98, 0.99, 0.995)
 #: Shares whose maps' faithfulness is measured, and in how many steps pixels are deleted and inserted.
 JUDGED, STEPS = (0.02, 0.05, 0.11), 8

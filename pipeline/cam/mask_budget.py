@@ -17,6 +17,8 @@ from pipeline.cam.masks import MaskSet
 
 # Of a score in logits; beyond it, the moments of its exponential overflow.
 _MOST_VARIANCE = 30.0
+# A kernel is chosen anew when there are so many times the scores that it was chosen from.
+_REFIT = 1.2
 # Keeps what is divided by from being zero.
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -44,6 +46,8 @@ class MaskBudget:
         self._first = budget.masks(self._count)
         self._posterior: Posterior | None = None
         self._effect = energy[:0]
+        # The kernel, and how many scores it was chosen from.
+        self._kernel, self._fitted = FIRST_KERNEL, 0
         #: Scores (U, T) float64, predicted where they are not known, and the correlation (T,) to expect; NaN where a
         #: score is not finite. None before the first scores.
         self.scores: Tensor | None = None
@@ -84,7 +88,9 @@ class MaskBudget:
         self._taken[masks] = True
         if self.scored < self._count and bool(given.isfinite().all()):
             space = self._masks()
-            posterior = Posterior(space, best_kernel(space, self._known, given), self._known, given)
+            if self.scored >= _REFIT * self._fitted:
+                self._kernel, self._fitted = best_kernel(space, self._known, given), self.scored
+            posterior = Posterior(space, self._kernel, self._known, given)
             self._posterior = posterior
             self.scores = posterior.mean.clone()
             self.scores[self._known] = given
