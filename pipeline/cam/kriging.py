@@ -107,6 +107,12 @@ def best_kernel(space: MaskSpace, known: Tensor, scores: Tensor) -> Kernel:
     return kernels[int(likelihood.argmax())]
 
 
+def _factor(system: Tensor, noise: float) -> Tensor:
+    """Return the Cholesky factor of ``system + noise``; with more noise where rounding made it indefinite."""
+    factor, failed = torch.linalg.cholesky_ex(system + torch.eye(len(system), device=system.device) * noise)
+    return factor if int(failed) == 0 else _factor(system, 10 * noise)
+
+
 class Posterior:
     """What is known of all masks' scores after some were scored.
 
@@ -125,10 +131,9 @@ class Posterior:
         self._prior = space.covariances(kernel)
         cross = self._prior[known].double()
         system = cross[:, known]
-        system.diagonal().add_(kernel.noise)
         values = cross[:, :0] if scores is None else scores
         offset = values.mean(0) if len(known) else values.sum(0)
-        factor = torch.linalg.cholesky(system)
+        factor = _factor(system, kernel.noise)
         solved = torch.linalg.solve_triangular(factor, torch.cat([cross, values - offset], 1), upper=False)
         explained, data = solved.split([cross.shape[1], values.shape[1]], 1)
         self.mean = explained.T @ data + offset

@@ -34,7 +34,7 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
         candidate = torch.compile(network, dynamic=False, fullgraph=True, options={"freezing": True})
         try:
             found = candidate(example.clone())
-        except (TorchDynamoException, RuntimeError, NotImplementedError, OSError) as error:
+        except (TorchDynamoException, RuntimeError, OSError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             _log.warning("the network runs without torch.compile: %s", str(error).splitlines()[0])

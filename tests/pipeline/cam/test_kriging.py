@@ -81,3 +81,15 @@ def test_equal_scores_are_predicted_everywhere() -> None:
     found = Posterior(space, best_kernel(space, known, given), known, given)
     assert torch.allclose(found.mean, torch.full((30, 1), 0.25, dtype=torch.float64))
     assert found.scale.tolist() == [0.0]
+
+
+def test_masks_that_are_nearly_equal_are_no_failure() -> None:
+    # In single precision their covariance is not positive definite any more.
+    generator = torch.Generator().manual_seed(4)
+    points = torch.cat([masks(20).repeat(15, 1) + 1e-6 * torch.rand((300, 12), generator=generator), masks(20)])
+    kernel, known = Kernel(2.0, 1.0, 1e-9), torch.arange(300)
+    system = MaskSpace(points).covariances(kernel)[known][:, known].double()
+    assert int(torch.linalg.cholesky_ex(system + kernel.noise * torch.eye(300))[1]) != 0
+    given = scores(points)[known]
+    found = Posterior(MaskSpace(points), kernel, known, given)
+    assert torch.allclose(found.mean[:300], given, atol=1e-2)
