@@ -14,18 +14,22 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.apart import gathered
 from benchmarks.exact_scores import Scored, all_scores
 from benchmarks.harness import Contestant, Report, Row, alternate
 from benchmarks.inputs import (
+    APART_NOTE,
     Subject,
     add_form_option,
     add_model_options,
+    add_process_option,
     command,
     fastest,
     load_images,
@@ -52,6 +56,7 @@ WANTED = (0.95, 0.97, 0.98, 0.99, 0.995)
 JUDGED, STEPS = (0.02, 0.05, 0.11), 8
 #: Where a budget looks for the first time.
 FIRST = 0.03
+BUDGET, EXACT = "ours, with a budget", "ours, exact"
 #: Score-CAM as the authors have it, with the packages' weights (softmax of logits), and the paper's second version.
 CONVENTIONS: dict[str, dict[str, str]] = {
     "authors": {"convention": "authors"},
@@ -213,26 +218,39 @@ def faithfulness_table(subject: Subject, images: Tensor, scored: list[Scored], e
     return [header, *(f"{name:<34}{a:>9.4f}{b:>9.4f}{c:>9.4f}{d:>10.4f}" for name, (a, b, c, d) in means.items())]
 
 
-def timed(
-    subject: Subject, images: Tensor, scored: list[Scored], peers: list[Peer], options: argparse.Namespace
-) -> Iterator[Row]:
-    """Yield the rows of the whole method, in seconds per image, against the peers' and our own exact one.
+def prepare(options: argparse.Namespace) -> tuple[Subject, Tensor]:
+    """Return the model and every ``--every``-th image; equal in every process."""
+    subject = load_subject(model_config(options.model, options))
+    # From the middle of each stretch, so that all shards are seen and none by its first image.
+    wide = argparse.Namespace(**vars(options) | {"count": options.count * options.every})
+    return subject, load_images(subject.replica, wide)[options.every // 2 :: options.every]
 
-    A budget takes more for one image than for another, so it runs on all of them; what is exact takes the same time
-    for each (ours nearly) and runs on the first ``--timed``.
-    """
-    targets = [classes[0] for classes in top_classes(subject.replica.model, images, 1)]
-    budget: dict[str, object] = {"budget": FIRST, "expected_correlation": options.expected}
+
+def our_contestants(options: argparse.Namespace) -> list[Contestant]:
+    """Return the budget over all images, and ours without one over the first ``--timed``."""
+    subject, images = prepare(options)
+    targets = _predicted(subject, images)
     sizes: dict[str, Any] = {"mask_batch": options.mask_batch, "batch_size": 1, "compile": not options.eager}
+    size = (images.shape[-2], images.shape[-1])
 
     def ours(name: str, count: int, method: dict[str, object]) -> Contestant:
         attributor = subject.attributor([{"name": "score_cam", **CONVENTIONS[options.convention], **method}], **sizes)
-        size = (images.shape[-2], images.shape[-1])
         return Contestant(
             name,
             lambda: attributor(images[:count], targets[:count])["score_cam"],
             lambda: attributor.warm_up(size),
         )
+
+    return [
+        ours(BUDGET, len(images), {"budget": FIRST, "expected_correlation": options.expected}),
+        ours(EXACT, options.timed, {}),
+    ]
+
+
+def peer_contestants(options: argparse.Namespace) -> list[Contestant]:
+    """Return the peers over the first ``--timed`` images."""
+    subject, images = prepare(options)
+    targets = _predicted(subject, images)
 
     def theirs(peer: Peer) -> Contestant:
         def run() -> None:
@@ -241,11 +259,23 @@ def timed(
 
         return Contestant(peer.name, run, lambda: None)
 
-    with quiet():
-        exact = ours("ours, exact", options.timed, {})
-        others = [exact, *(theirs(peer) for peer in peers)]
-        timings = alternate([ours("budget", len(images), budget), *others], options.repeats, say=say)
-    mine = timings["budget"]
+    return [theirs(peer) for peer in installed() if peer is not None]
+
+
+def _predicted(subject: Subject, images: Tensor) -> list[int]:
+    return [classes[0] for classes in top_classes(subject.replica.model, images, 1)]
+
+
+def timed(scored: list[Scored], options: argparse.Namespace) -> Iterator[Row]:
+    """Yield the rows of the whole method, in seconds per image, against the peers' and our own exact one.
+
+    A budget takes more for one image than for another, so it runs on all of them; what is exact takes the same time
+    for each (ours nearly) and runs on the first ``--timed``.
+    """
+    makes = partial(our_contestants, options), partial(peer_contestants, options)
+    with quiet(), gathered(*makes, together=options.together) as everybody:
+        timings = alternate(everybody, options.repeats, say=say)
+    mine = timings.pop(BUDGET)
     method = method_of(options.convention)
     found = torch.tensor(
         [
@@ -254,23 +284,20 @@ def timed(
         ]
     )
     work = f"Score-CAM with a budget, {title(options.model)}, per image"
-    for other in others:
-        seconds = timings[other.name].median / options.timed
-        yield Row(work, other.name, mine.median / len(images), seconds, 1 - float(found.min()))
+    for name, timing in timings.items():
+        yield Row(work, name, mine.median / len(scored), timing.median / options.timed, 1 - float(found.min()))
 
 
 def run(options: argparse.Namespace) -> Report:
     """Take the curves, time the method and return the report."""
     if options.timed > options.count:
         raise InputError(f"--timed {options.timed} is more than --count {options.count}; raise --count")
-    subject = load_subject(model_config(options.model, options))
-    # From the middle of each stretch, so that all shards are seen and none by its first image.
-    wide = argparse.Namespace(**vars(options) | {"count": options.count * options.every})
-    images = load_images(subject.replica, wide)[options.every // 2 :: options.every]
+    subject, images = prepare(options)
     scored = list(all_scores(subject, images, options))
     report = Report()
-    peers: list[Peer] = [peer for peer in installed() if peer is not None]
-    report.rows += timed(subject, images, scored, peers, options)
+    report.rows += timed(scored, options)
+    if not options.together:
+        report.notes.append(APART_NOTE)
     report.notes.append(
         f"seconds per image: the budget's over {len(images)} images, the others' over {options.timed}; agreement is 1 "
         "- the least correlation with the exact map"
@@ -304,6 +331,7 @@ PARSER.add_argument("--timed", type=positive, default=1, help="images of the exa
 PARSER.add_argument("--scores", type=Path, metavar="FOLDER", help="keep the exact scores there, and use those there")
 PARSER.add_argument("--faithfulness", action="store_true", help="also measure drop, increase, deletion and insertion")
 add_form_option(PARSER)
+add_process_option(PARSER)
 add_model_options(PARSER, count=40)
 main = command("benchmarks.budget", run, PARSER)
 

@@ -82,6 +82,10 @@ def make_parser(name: str, description: str | None, *, repeats: int) -> argparse
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+APART_NOTE = (
+    "ours and the bare forwards ran in a process that keeps freed memory, as a job's workers do; the peers in one with "
+    "malloc's defaults"
+)
 CPU_NOTE = "seconds are CPU seconds of the process, summed over its threads"
 
 
@@ -92,6 +96,16 @@ def add_clock_option(parser: argparse.ArgumentParser) -> None:
         choices=CLOCKS,
         default="wall",
         help="'cpu' counts CPU seconds, for ratios on a busy machine; use --threads 1 (default: %(default)s)",
+    )
+
+
+def add_process_option(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of one process for all contestants."""
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="run ours and the peers in this process, with its settings of malloc (default: ours in one that keeps "
+        "freed memory, as a job's workers do, the peers in one with malloc's defaults)",
     )
 
 

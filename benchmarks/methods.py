@@ -14,19 +14,23 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.apart import gathered
 from benchmarks.harness import Contestant, Report, Row, Timing, alternate
 from benchmarks.inputs import (
+    APART_NOTE,
     CLOCKS,
     CPU_NOTE,
     Subject,
     add_clock_option,
     add_form_option,
     add_model_options,
+    add_process_option,
     command,
     fastest,
     load_images,
@@ -208,26 +212,44 @@ def check_order(case: Case, timings: dict[str, Timing]) -> float:
     return max(float((among[method][first] - alone[method]).abs().max()) for method in alone.maps)
 
 
-def run(options: argparse.Namespace) -> Report:
-    """Time all contestants and return the rows."""
+def prepare(options: argparse.Namespace) -> Case:
+    """Return what all contestants are given; equal in every process."""
     subject = load_subject(model_config(options.model, options, [options.layer] if options.layer else None))
     images = load_images(subject.replica, options)
-    case = Case(subject, images, top_classes(subject.replica.model, images, TARGETS), options.eager)
-    ready = images.contiguous(memory_format=torch.channels_last)
-    bare_forward = fastest(subject.replica.model, ready, options.eager)
+    return Case(subject, images, top_classes(subject.replica.model, images, TARGETS), options.eager)
+
+
+def our_contestants(options: argparse.Namespace) -> list[Contestant]:
+    """Return the bare forward and ours."""
+    case = prepare(options)
+    ready = case.images.contiguous(memory_format=torch.channels_last)
+    bare_forward = fastest(case.subject.replica.model, ready, options.eager)
+    return [Contestant(LIMIT, lambda: bare_forward(ready)), *ours(case)]
+
+
+def peer_contestants(options: argparse.Namespace) -> list[Contestant]:
+    """Return the peers."""
+    case = prepare(options)
     peers = [peer for peer in installed() if peer is not None]
-    contestants = [Contestant(LIMIT, lambda: bare_forward(ready)), *ours(case)]
-    for peer in peers:
-        contestants += theirs(case, peer, options.all_passes)
-    with quiet():
-        timings = alternate(contestants, options.repeats, clock=CLOCKS[options.clock], say=say)
+    return [contestant for peer in peers for contestant in theirs(case, peer, options.all_passes)]
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Time all contestants and return the rows."""
+    case, clock = prepare(options), CLOCKS[options.clock]
+    peers = [peer for peer in installed() if peer is not None]
+    makes = partial(our_contestants, options), partial(peer_contestants, options)
+    with quiet(), gathered(*makes, together=options.together, clock=clock) as everybody:
+        timings = alternate(everybody, options.repeats, clock=clock, say=say)
         report = Report()
         report.notes.append(
-            f"{title(options.model)} at {subject.layer}, {len(images)} images of {case.size[0]}x{case.size[1]}, "
-            f"median of {options.repeats} rounds"
+            f"{title(options.model)} at {case.subject.layer}, {len(case.images)} images of "
+            f"{case.size[0]}x{case.size[1]}, median of {options.repeats} rounds"
         )
         for peer in peers:
             compare(case, peer, timings, report, options.all_passes)
+    if not options.together:
+        report.notes.append(APART_NOTE)
     if options.clock == "cpu":
         report.notes.append(CPU_NOTE)
     bare = timings[LIMIT].median
@@ -250,6 +272,7 @@ PARSER.add_argument("--layer", help="target layer (default: the last spatial one
 PARSER.add_argument("--all-passes", action="store_true", help="run every pass of the peers for five targets (slow)")
 add_form_option(PARSER)
 add_clock_option(PARSER)
+add_process_option(PARSER)
 add_model_options(PARSER, count=16)
 main = command("benchmarks.methods", run, PARSER)
 

@@ -4,6 +4,8 @@
 
 The limit is one bare forward per *distinct* mask: the same network in its fastest form (batch norm folded,
 channels-last, compiled) over masked images that are ready. Each peer is compared with ours in its convention.
+Ours and
+the limit run in a process that keeps freed memory, as a job's workers do, the peers in one with malloc's defaults.
 On a CPU a round takes minutes, so there is one image and one round unless more are asked for.
 """
 
@@ -13,19 +15,23 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.apart import gathered
 from benchmarks.harness import Contestant, Report, Row, Timing, alternate
 from benchmarks.inputs import (
+    APART_NOTE,
     CLOCKS,
     CPU_NOTE,
     Subject,
     add_clock_option,
     add_form_option,
     add_model_options,
+    add_process_option,
     bare_forward,
     command,
     fastest,
@@ -64,7 +70,7 @@ CONVENTIONS = {"grad-cam": "grad_cam", "torchcam": "torchcam"}
 class Case:
     """What all contestants are given.
 
-    ``masks`` are the distinct ones of all images, ``chunk`` is masks per forward, ``forward`` the bare forward.
+    ``masks`` are the distinct ones of all images, ``chunk`` is masks per forward.
     ``window`` is the mean share of the image that the bounding box of a mask's support covers.
     """
 
@@ -75,9 +81,12 @@ class Case:
     masks: int
     chunk: int
     pool: list[Tensor]
-    forward: Callable[[Tensor], Tensor]
     eager: bool
     window: float
+
+    def make_forward(self) -> Callable[[Tensor], Tensor]:
+        """Return the bare forward, compiled unless it is to be eager."""
+        return fastest(self.subject.replica.model, self.pool[0], self.eager)
 
     @property
     def predicted(self) -> list[int]:
@@ -115,10 +124,7 @@ def make_case(subject: Subject, images: Tensor, chunk: int, eager: bool = True) 
     if not pool:
         pool = [images[:1].expand(chunk, -1, -1, -1).contiguous(memory_format=torch.channels_last)]
     targets = top_classes(subject.replica.model, images, TARGETS)
-    forward = fastest(subject.replica.model, pool[0], eager)
-    return Case(
-        subject, images, targets, activation.shape[1], masks, chunk, pool, forward, eager, float(windows.mean())
-    )
+    return Case(subject, images, targets, activation.shape[1], masks, chunk, pool, eager, float(windows.mean()))
 
 
 def _windows(grids: Tensor, size: tuple[int, int]) -> Tensor:
@@ -132,13 +138,13 @@ def _windows(grids: Tensor, size: tuple[int, int]) -> Tensor:
     return share
 
 
-def bare(case: Case) -> Callable[[], int]:
+def bare(case: Case, forward: Callable[[Tensor], Tensor]) -> Callable[[], int]:
     """Return bare forwards for as many masked images as there are distinct masks; the last is filled up, as ours is."""
 
     def run() -> int:
         forwards = -(-case.masks // case.chunk)
         for number in range(forwards):
-            case.forward(case.pool[number % len(case.pool)])
+            forward(case.pool[number % len(case.pool)])
         return forwards
 
     return run
@@ -174,31 +180,43 @@ def theirs(case: Case, peer: Peer, ranks: int) -> Callable[[], Tensor]:
     return run
 
 
-def contestants(case: Case, peers: list[Peer], all_passes: bool, levers: bool) -> Iterator[Contestant]:
-    """Yield everybody; a chunk of forwards is warm-up enough where a run takes minutes."""
+def prepare(model: str, options: argparse.Namespace) -> Case:
+    """Return what all contestants are given; equal in every process."""
+    subject = load_subject(model_config(model, options))
+    return make_case(subject, load_images(subject.replica, options), options.mask_batch, options.eager)
 
-    def warm_up() -> Tensor:
-        return case.forward(case.pool[0])
 
-    def mine(name: str, convention: str, targets: list[list[int]], **options: bool) -> Contestant:
-        attributor = ours(case, convention, **options)
+def our_contestants(model: str, options: argparse.Namespace) -> list[Contestant]:
+    """Return the bare forwards and ours."""
+    case = prepare(model, options)
+    forward = case.make_forward()
+
+    def mine(name: str, convention: str, targets: list[list[int]], **form: bool) -> Contestant:
+        attributor = ours(case, convention, **form)
         return Contestant(name, lambda: attributor(case.images, targets), lambda: attributor.warm_up(case.size))
 
-    def warm_up_plain() -> Tensor:
+    one = [[target] for target in case.predicted]
+    found = [Contestant(LIMIT, bare(case, forward), lambda: forward(case.pool[0]))]
+    found += [mine(f"{ONE_WORK} {convention}", convention, one) for convention in CONVENTIONS.values()]
+    found.append(mine(FIVE_WORK, "torchcam", case.targets))
+    if options.levers:
+        found += [mine(name, "torchcam", one, **form) for name, form in LEVERS.items()]
+    return found
+
+
+def peer_contestants(model: str, options: argparse.Namespace) -> list[Contestant]:
+    """Return the peers; a chunk of forwards is warm-up enough where a run takes minutes."""
+    case = prepare(model, options)
+
+    def warm_up() -> Tensor:
         return bare_forward(case.subject.plain, case.pool[0].contiguous())
 
-    one = [[target] for target in case.predicted]
-    yield Contestant(LIMIT, bare(case), warm_up)
-    for convention in CONVENTIONS.values():
-        yield mine(f"{ONE_WORK} {convention}", convention, one)
-    yield mine(FIVE_WORK, "torchcam", case.targets)
-    if levers:
-        for name, options in LEVERS.items():
-            yield mine(name, "torchcam", one, **options)
-    for peer in peers:
-        yield Contestant(f"{peer.name} one", theirs(case, peer, 1), warm_up_plain)
-        if all_passes:
-            yield Contestant(f"{peer.name} all", theirs(case, peer, len(case.targets[0])), warm_up_plain)
+    found = []
+    for peer in (peer for peer in installed() if peer is not None):
+        found.append(Contestant(f"{peer.name} one", theirs(case, peer, 1), warm_up))
+        if options.all_passes:
+            found.append(Contestant(f"{peer.name} all", theirs(case, peer, len(case.targets[0])), warm_up))
+    return found
 
 
 def add_rows(report: Report, case: Case, peers: list[Peer], timings: dict[str, Timing], name: str) -> None:
@@ -239,14 +257,16 @@ def run(options: argparse.Namespace) -> Report:
     """Time all contestants for each model and return the rows."""
     report = Report()
     peers: list[Peer] = [peer for peer in installed() if peer is not None]
+    clock = CLOCKS[options.clock]
     for model in options.model:
-        subject = load_subject(model_config(model, options))
-        case = make_case(subject, load_images(subject.replica, options), options.mask_batch, options.eager)
+        case = prepare(model, options)
         say(f"{title(model)}: {case.masks} distinct masks")
-        with quiet():
-            everybody = list(contestants(case, peers, options.all_passes, options.levers))
-            timings = alternate(everybody, options.repeats, clock=CLOCKS[options.clock], say=say)
+        makes = partial(our_contestants, model, options), partial(peer_contestants, model, options)
+        with quiet(), gathered(*makes, together=options.together, clock=clock) as everybody:
+            timings = alternate(everybody, options.repeats, clock=clock, say=say)
             add_rows(report, case, peers, timings, title(model))
+    if not options.together:
+        report.notes.append(APART_NOTE)
     if options.clock == "cpu":
         report.notes.append(CPU_NOTE)
     if peers and not options.all_passes:
@@ -269,6 +289,7 @@ PARSER.add_argument("--all-passes", action="store_true", help="run every pass of
 PARSER.add_argument("--levers", action="store_true", help="also time ours with one saving left out each")
 add_form_option(PARSER)
 add_clock_option(PARSER)
+add_process_option(PARSER)
 add_model_options(PARSER, count=1)
 main = command("benchmarks.score_cam", run, PARSER)
 

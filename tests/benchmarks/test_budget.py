@@ -13,7 +13,7 @@ from pipeline.attributor import Attributor
 from tests.benchmarks.conftest import NET, NORMALISED, Document
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, "--eager", *NORMALISED)
+ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, "--eager", "--together", *NORMALISED)
 
 
 def test_curves_and_times(
@@ -47,7 +47,7 @@ def test_curves_and_times(
 
 @pytest.mark.parametrize("convention", budget.CONVENTIONS)
 def test_the_exact_map_is_that_of_the_compute_core(convention: str) -> None:
-    options = budget.PARSER.parse_args(["--size", "48", "--eager", *NORMALISED])
+    options = budget.PARSER.parse_args(["--size", "48", "--eager", "--together", *NORMALISED])
     subject = inputs.load_subject(inputs.model_config(NET, options))
     images = inputs.generated_images(2, (48, 48))
     attributor: Attributor = subject.attributor([{"name": "score_cam", **budget.CONVENTIONS[convention]}])

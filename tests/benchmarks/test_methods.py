@@ -10,7 +10,7 @@ from benchmarks import methods
 from tests.benchmarks.conftest import NET, NORMALISED, Document, by_work
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ARGUMENTS = ("--model", NET, "--size", 64, "--count", 2, "--eager", *NORMALISED)
+ARGUMENTS = ("--model", NET, "--size", 64, "--count", 2, "--eager", "--together", *NORMALISED)
 
 
 def test_every_work_has_its_peers_and_its_limit(document: Callable[..., Document]) -> None:

@@ -14,7 +14,7 @@ from pipeline.models.optimise import outputs
 from tests.benchmarks.conftest import NET, NORMALISED, Document, by_work
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, "--eager", *NORMALISED)
+ARGUMENTS = ("--model", NET, "--size", 48, "--mask-batch", 16, "--eager", "--together", *NORMALISED)
 
 
 def test_maps_agree_and_five_classes_are_charged_five_passes(document: Callable[..., Document]) -> None:
@@ -34,7 +34,7 @@ def test_maps_agree_and_five_classes_are_charged_five_passes(document: Callable[
 def test_cpu_seconds_leave_out_the_time_asleep(
     document: Callable[..., Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(case: score_cam.Case) -> Callable[[], None]:
+    def slow(case: score_cam.Case, forward: object) -> Callable[[], None]:
         return lambda: time.sleep(1.0)
 
     monkeypatch.setattr(score_cam, "bare", slow)
@@ -62,7 +62,7 @@ def test_bare_forwards_are_as_many_as_the_distinct_masks_need() -> None:
     assert case.masks == sum(len(each.grids) for each in masks) + nulls
     shapes: list[torch.Size] = []
     handle = subject.replica.model.register_forward_hook(lambda module, args, output: shapes.append(args[0].shape))
-    forwards = score_cam.bare(case)()
+    forwards = score_cam.bare(case, case.make_forward())()
     handle.remove()
     assert forwards == len(shapes) == -(-case.masks // 16)
     assert set(shapes) == {torch.Size([16, 3, 48, 48])}
