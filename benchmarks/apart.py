@@ -43,7 +43,7 @@ def processes(kept: Make, plain: Make, clock: Callable[[], float] = time.perf_co
     with ExitStack() as stack:
         everybody: list[Contestant] = []
         for make, settings in ((kept, ALLOCATOR), (plain, {})):
-            everybody += stack.enter_context(_process(make, settings, clock))
+            everybody += stack.enter_context(process(make, settings, clock))
         yield everybody
 
 
@@ -60,21 +60,24 @@ def gathered(
 
 
 @contextmanager
-def _process(make: Make, settings: Mapping[str, str], clock: Callable[[], float]) -> Iterator[list[Contestant]]:
+def process(
+    make: Make, settings: Mapping[str, str], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[list[Contestant]]:
+    """Start one process with these settings of malloc; everything else as :func:`processes` has it."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, make, torch.get_num_threads(), clock), daemon=True)
+    child = context.Process(target=_serve, args=(there, make, torch.get_num_threads(), clock), daemon=True)
     with _environment(settings):
-        process.start()
+        child.start()
     there.close()
     try:
         yield [_stand_in(here, name) for name in _answer(here)]
     finally:
         here.close()  # the process reads the end of its pipe and ends
-        process.join(_END_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        child.join(_END_S)
+        if child.is_alive():
+            child.kill()
+            child.join()
 
 
 @contextmanager

@@ -3,7 +3,8 @@
     python -m benchmarks.end_to_end [--weights URI] [--images GLOB] [--threads 2] [--json FILE]
 
 The job is the real one: Ray, one worker, shards and lake on local disk, and both in an S3-compatible server on this
-machine. The core is the same Attributor on tensors that are decoded and preprocessed already. Both are timed over the
+machine. The core is the same Attributor on tensors that are decoded and preprocessed already,
+in a process that keeps freed memory as a worker's does. Both are timed over the
 same images: those of all shards but the first, which for the job is the time from the first commit to the last, so
 that the start of Ray and the loading of the model do not count. A ratio of 0.9 says that the job runs at 90% of the
 core's speed. The S3 server takes its share of the same cores.
@@ -28,6 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.apart import process
 from benchmarks.harness import Contestant, Report, Row, alternate
 from benchmarks.inputs import (
     add_model_options,
@@ -42,6 +44,7 @@ from benchmarks.inputs import (
 )
 from pipeline.cam.base import MapBatch
 from pipeline.cam.fusion import scaled_by_maximum
+from pipeline.engine.allocator import ALLOCATOR
 from pipeline.engine.clock import STAGES
 from pipeline.engine.outcome import Outcome, Tally
 from pipeline.engine.progress import ProgressMonitor
@@ -178,6 +181,11 @@ def core(work: Work, job: Job, replica: Replica) -> Callable[[], Maps]:
     return run
 
 
+def core_alone(work: Work, job: Job) -> list[Contestant]:
+    """Return the core, for a process that has the settings of a worker's."""
+    return [Contestant("core", core(work, job, load_replica(job.model)))]
+
+
 def lake_maps(lake: str, storage_options: dict[str, Any]) -> Maps:
     """Read all maps of a lake, scaled."""
     found: Maps = {}
@@ -296,13 +304,13 @@ def run(options: argparse.Namespace) -> Report:
 def measure(work: Work, where: list[Place], options: argparse.Namespace, report: Report) -> None:
     """Time a work's core and its jobs in alternation, and add the rows."""
     job = make_job(work, where[0], where[0].lake(), options)
-    contestants = [Contestant("core", core(work, job, load_replica(job.model)))]
     # A worker is a fresh process each time, so there is nothing to warm up.
-    contestants += [
+    jobs = [
         Contestant(place.name, partial(job_run, work, place, options), lambda: None, lambda run: run.seconds)
         for place in where
     ]
-    timings = alternate(contestants, options.repeats, say=lambda line: say(f"{work.name}: {line}"))
+    with process(partial(core_alone, work, job), ALLOCATOR) as cores:
+        timings = alternate([*cores, *jobs], options.repeats, say=lambda line: say(f"{work.name}: {line}"))
     core_s = timings["core"].median
     for place in where:
         timing = timings[place.name]
