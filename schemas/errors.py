@@ -18,6 +18,13 @@ class LakeError(CamlakeError):
     """A lake does not hold what its commits say, or is of another format version."""
 
 
+class AccessError(CamlakeError):
+    """A store cannot be used at all: rights, credentials, bucket or space are wanting, and trying again will not help.
+
+    A run that meets it ends at once and keeps what is committed; once the remedy is applied, the same command goes on.
+    """
+
+
 def near(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
     """Return up to ``limit`` of ``choices`` that resemble ``name``, best first."""
     by_folded = {choice.casefold(): choice for choice in choices}
