@@ -189,6 +189,17 @@ class Workers(Strict):
     cpus: float = Field(1, gt=0, description="CPUs that Ray reserves per worker.")
     resources: dict[str, float] = Field(default_factory=dict, description="Custom Ray resources per worker.")
     attempts: int = Field(3, ge=1, description="Attempts at a unit before it is quarantined.")
+    stall_seconds: float = Field(
+        600.0,
+        gt=0,
+        description=(
+            "A worker in which nothing goes on for so long (no image read or decoded, no forward done, nothing "
+            "written) is ended, its threads' stacks are logged, and its unit is tried again."
+        ),
+    )
+    unit_seconds: float | None = Field(
+        None, gt=0, description="Most seconds that a unit may compute; then it is ended and tried again. Default: none."
+    )
 
     @model_validator(mode="after")
     def _order(self) -> Workers:

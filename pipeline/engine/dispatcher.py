@@ -2,8 +2,9 @@
 
 Ray Core and a ``ray.wait`` loop, not Ray Data: there a unit that kills its process is retried without end or takes
 its neighbours with it. Two units are in flight per worker, so that the next one's bytes are read while this one
-computes. A death therefore has several suspects: each runs again alone, and only a unit that dies alone, or that
-fails with an error of its own, has spent an attempt.
+computes. A death therefore has several suspects: each runs again alone, its images decoded in a process of their own
+(an image that kills costs itself, then), and only a unit that dies alone, or that fails with an error of its own, has
+spent an attempt. What befalls a unit with its node or by Ray's memory monitor is counted apart.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
-from pipeline.engine.outcome import Outcome, WorkerInfo
+from pipeline.engine.deaths import LOSSES, kind_of_death, sentence
+from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.lake.sink import new_attempt
 from schemas.documents import Attempt
-from schemas.errors import CamlakeError
+from schemas.errors import AccessError, CamlakeError
 from schemas.job import Workers
 from schemas.unit import Unit
 
@@ -31,7 +40,12 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2
 #: Consecutive failures to start a worker after which the run ends.
 MAX_START_FAILURES = 3
+#: The same where nodes were lost: replacements are placed on a node that dies until Ray has noticed.
+MAX_LOST_STARTS = 30
+#: Times that a unit may be lost with its node, or to Ray's memory monitor, before it is given up.
+MAX_LOSSES = 10
 _POLL_SECONDS = 0.5
+_STACK_SECONDS = 5.0
 
 
 class Monitor(Protocol):
@@ -53,6 +67,9 @@ class Monitor(Protocol):
         """Images explained in units that are not committed yet."""
 
 
+IDLE = Progress(0, ())
+
+
 @dataclass(eq=False)
 class Slot:
     """A worker and what it is doing."""
@@ -62,7 +79,9 @@ class Slot:
     info: WorkerInfo | None = None
     alone: bool = False
     flights: dict[Any, Flight] = field(default_factory=dict)
-    images: int = 0
+    progress: Progress = IDLE
+    #: When something went on in it last; None until it has answered for the first time.
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,8 @@ class Dispatcher:
         self._left = 0
         self._size = workers.max
         self._start_failures = 0
+        self._lost_starts = 0
+        self._careful: set[str] = set()
         self._spawned = 0
         self._polled = 0.0
         self.stopping = False
@@ -133,6 +154,7 @@ class Dispatcher:
                 if time.monotonic() > self._deadline:
                     return
                 self._collect()
+                self._watch()
         finally:
             self._shut_down()
 
@@ -176,7 +198,9 @@ class Dispatcher:
 
     def _send(self, slot: Slot, unit: Unit) -> None:
         flight = Flight(unit, new_attempt())
-        ref = slot.actor.process.remote(unit, flight.attempt)
+        ref = slot.actor.process.remote(unit, flight.attempt, unit.unit_id in self._careful)
+        if not slot.flights:
+            slot.seen = time.monotonic()
         slot.flights[ref] = flight
         self._refs[ref] = (slot, "unit")
 
@@ -188,7 +212,8 @@ class Dispatcher:
             self._polled = now
             asked = {id(slot) for slot, what in self._refs.values() if what == "progress"}
             for slot in self._slots:
-                if slot.flights and id(slot) not in asked:
+                # One that is not ready yet answers once it has a place to run.
+                if (slot.flights or slot.info is None) and id(slot) not in asked:
                     self._refs[slot.actor.progress.remote()] = (slot, "progress")
         ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=_POLL_SECONDS)
         for ref in ready:
@@ -202,7 +227,7 @@ class Dispatcher:
             except (RayActorError, OutOfMemoryError) as error:
                 if isinstance(error, ActorUnavailableError) and what == "progress":
                     continue
-                self._died(slot, flight, error)
+                self._died(slot, flight, kind_of_death(error), sentence(error))
             except RayTaskError as error:
                 self._raised(slot, what, flight, error)
             else:
@@ -211,17 +236,21 @@ class Dispatcher:
     def _returned(self, slot: Slot, what: str, flight: Flight | None, result: Any) -> None:
         if what == "start":
             slot.info = result
-            self._start_failures = 0
+            self._start_failures = self._lost_starts = 0
             self._monitor.worker_ready(result)
         elif what == "progress":
-            slot.images = result if slot.flights else 0
-            self._monitor.in_progress(sum(other.images for other in self._slots))
+            if slot.seen is None or result.mark != slot.progress.mark:
+                slot.seen = time.monotonic()
+            slot.progress = result if slot.flights else Progress(0, result.mark)
+            self._monitor.in_progress(sum(other.progress.images for other in self._slots))
         elif flight is not None:
             slot.alone = False
-            slot.images = 0
+            slot.seen = time.monotonic()
+            slot.progress = Progress(0, slot.progress.mark)
             self._history.pop(flight.unit.unit_id, None)
+            self._careful.discard(flight.unit.unit_id)
             # First, or the unit's images would be counted as done and as in progress.
-            self._monitor.in_progress(sum(other.images for other in self._slots))
+            self._monitor.in_progress(sum(other.progress.images for other in self._slots))
             self._monitor.unit_done(result)
 
     def _raised(self, slot: Slot, what: str, flight: Flight | None, error: RayTaskError) -> None:
@@ -234,32 +263,75 @@ class Dispatcher:
                 cause
                 if isinstance(cause, CamlakeError)
                 else CamlakeError(
-                    f"worker '{slot.name}' cannot start: {_sentence(cause)}; the traceback is in the worker's log"
+                    f"worker '{slot.name}' cannot start: {sentence(cause)}; the traceback is in the worker's log"
                 )
             ) from error
+        if isinstance(cause, AccessError):
+            # Every unit would fail alike: better none than all of them given up.
+            raise cause from error
         log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, error)
         slot.alone = False
-        self._charge(slot, flight, "error", _sentence(cause))
+        slot.seen = time.monotonic()
+        self._charge(slot, flight, "error", sentence(cause))
 
-    def _died(self, slot: Slot, flight: Flight | None, error: Exception) -> None:
-        reason = _sentence(error)
+    def _watch(self) -> None:
+        """End workers in which nothing goes on any more, and those whose unit takes too long."""
+        now, limit = time.monotonic(), self._workers.unit_seconds
+        for slot in list(self._slots):
+            if slot.seen is not None and (slot.flights or slot.info is None):
+                silent, stall = now - slot.seen, self._workers.stall_seconds
+                if silent > stall:
+                    self._end(slot, "hung", f"nothing went on for {silent:.0f} s (workers.stall_seconds is {stall:g})")
+                elif limit is not None and slot.progress.unit_id is not None and slot.progress.seconds > limit:
+                    took = f"computed for {slot.progress.seconds:.0f} s (workers.unit_seconds is {limit:g})"
+                    self._end(slot, "timeout", took)
+
+    def _end(self, slot: Slot, kind: str, reason: str) -> None:
+        """Log what a worker's threads do, and end it."""
+        doing = ", ".join(flight.unit.unit_id for flight in slot.flights.values()) or "its start"
+        try:
+            stack = ray.get(slot.actor.stack.remote(), timeout=_STACK_SECONDS)
+        except (GetTimeoutError, RayError) as error:
+            stack = f"it does not answer ({sentence(error)}); its own log has them"
+        log.error("%s is ended in %s: %s; its threads:\n%s", slot.name, doing, reason, stack)
+        current = slot.progress.unit_id if kind == "timeout" else None
+        self._died(slot, None, kind, reason, current)
+
+    def _died(self, slot: Slot, flight: Flight | None, kind: str, reason: str, guilty: str | None = None) -> None:
+        """Account for a worker's end.
+
+        Args:
+            slot: the worker.
+            flight: a unit that it had, where that is no longer among its flights.
+            kind: of the attempt: died, hung, timeout, node_lost, out_of_memory.
+            reason: in a sentence.
+            guilty: id of the unit that is to blame, where that is known.
+        """
         flights = [*([flight] if flight else []), *slot.flights.values()]
         was_ready, was_alone = slot.info is not None, slot.alone or len(flights) == 1
         self._drop(slot)
         self._monitor.worker_lost(slot.name, reason)
         if not was_ready:
-            self._start_failures += 1
-            if self._start_failures >= MAX_START_FAILURES:
-                raise CamlakeError(
-                    f"{self._start_failures} workers in a row died before they were ready: {reason}; "
-                    "check the memory and the GPU of the workers, and their logs"
-                ) from error
-        node_lost = getattr(error, "preempted", False)
+            self._start_failed(kind, reason)
         for suspect in flights:
-            if was_alone and not node_lost:
-                self._charge(slot, suspect, "died", reason)
+            unit = suspect.unit
+            if kind not in LOSSES:
+                self._careful.add(unit.unit_id)
+            if kind in LOSSES or unit.unit_id == guilty or (was_alone and guilty is None):
+                self._charge(slot, suspect, kind, reason)
             else:
-                self._suspects.append(suspect.unit)
+                self._suspects.append(unit)
+
+    def _start_failed(self, kind: str, reason: str) -> None:
+        if kind in LOSSES:
+            self._lost_starts += 1
+        else:
+            self._start_failures += 1
+        if self._start_failures >= MAX_START_FAILURES or self._lost_starts >= MAX_LOST_STARTS:
+            raise CamlakeError(
+                f"{max(self._start_failures, self._lost_starts)} workers in a row died before they were ready: "
+                f"{reason}; check the memory and the GPU of the workers, and their logs"
+            )
 
     def _charge(self, slot: Slot, flight: Flight, kind: str, reason: str) -> None:
         history = self._history.setdefault(flight.unit.unit_id, [])
@@ -271,10 +343,12 @@ class Dispatcher:
             reason=reason,
         )
         history.append(attempt)
-        final = len(history) >= self._workers.attempts
+        losses = sum(each.kind in LOSSES for each in history)
+        final = len(history) - losses >= self._workers.attempts or losses >= MAX_LOSSES
         if final:
             self._give_up(flight.unit, history)
             del self._history[flight.unit.unit_id]
+            self._careful.discard(flight.unit.unit_id)
         else:
             self._suspects.append(flight.unit)
         self._monitor.unit_failed(flight.unit, attempt, final)
@@ -287,9 +361,3 @@ class Dispatcher:
     def _shut_down(self) -> None:
         for slot in list(self._slots):
             self._drop(slot)
-
-
-def _sentence(error: BaseException) -> str:
-    """The first line of an error with its type, at most 500 characters."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:500]

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.attributor import Attributor
-from pipeline.cam.base import MapBatch
+from pipeline.cam.base import MapBatch, Selection
 from pipeline.cam.selection import TargetSelector, probabilities
 from pipeline.cam.statistics import statistics
 from pipeline.engine.clock import StageClock
@@ -85,6 +86,11 @@ class UnitExplainer:
             self._flush()
             self._keep(self._session.finish())
 
+    @property
+    def masks_scored(self) -> int:
+        """Masked images that Score-CAM ran so far; grows between two batches of images, too."""
+        return self._session.masks_scored
+
     def result(self, unit_id: str, attempt: str, worker: str, seconds: dict[str, float]) -> UnitResult:
         """Return what the unit came to; call it once, after :meth:`add_all`."""
         targets, order_of = self._targets()
@@ -147,24 +153,43 @@ class UnitExplainer:
         rows = [self._rows[position] for position in self._batch_rows]
         labels = [row.get("label") for row in rows]
         seeds = [int.from_bytes(item.sha256 or b"", "little") & (2**_SEED_BITS - 1) for item in self._batch]
-        output = self._session.add(images, seeds, partial(self._selector, labels=labels))
-        chosen = describe(output.selection, output.logits, self._job.model.activation)
+        output = self._session.add(images, seeds, partial(self._choose, labels=labels))
+        activation = self._job.model.activation
+        chosen = describe(output.selection, output.logits, activation)
         self._chosen.append((len(self._explained), chosen))
         self._explained.extend(self._batch_rows)
-        probability = probabilities(output.logits, self._job.model.activation).cpu().numpy()
-        # Of the logits: probabilities can saturate at 1 and tie.
-        predicted = output.logits.float().cpu().numpy().argmax(1)
-        for row, best, values in zip(rows, predicted.tolist(), probability, strict=True):
-            row |= {
-                "predicted_class": best,
-                "predicted_name": self._name(best),
-                "predicted_probability": float(values[best]),
-            }
-            if row.get("label") is not None:
-                row["label_probability"] = float(values[row["label"]])
+        probability = probabilities(output.logits, activation).cpu().numpy()
+        logits = output.logits.float().cpu().numpy()
+        for row, scores, values in zip(rows, logits, probability, strict=True):
+            row |= self._verdict(row.get("label"), scores, values)
         self._keep(output.maps)
         self._on_images(len(self._batch))
         self._batch, self._batch_rows = [], []
+
+    def _choose(self, logits: Tensor, labels: list[int | None]) -> Selection:
+        """Choose the targets of a batch; none for images that have no probabilities, whose maps would mean nothing."""
+        found = self._selector(logits, labels=labels)
+        sound = probabilities(logits, self._job.model.activation).isfinite().all(1).cpu()[found.image]
+        kind = tuple(reason for reason, kept in zip(found.kind or (), sound.tolist(), strict=True) if kept)
+        return Selection(found.image[sound], found.target[sound], kind)
+
+    def _verdict(self, label: int | None, logits: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+        """Columns of the images table that the model's output (K,) of an image fills."""
+        if not np.isfinite(probability).all():
+            wrong = int((~np.isfinite(logits)).sum())
+            return {
+                "status": "model_error",
+                "error": f"the model gave NaN or infinity for {wrong} of {len(logits)} classes; check its weights and "
+                "model.precision",
+            }
+        # Of the logits: probabilities can saturate at 1 and tie.
+        best = int(logits.argmax())
+        columns = {
+            "predicted_class": best,
+            "predicted_name": self._name(best),
+            "predicted_probability": float(probability[best]),
+        }
+        return columns if label is None else columns | {"label_probability": float(probability[label])}
 
     def _keep(self, batches: list[MapBatch]) -> None:
         for batch in batches:

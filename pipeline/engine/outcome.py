@@ -16,6 +16,20 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """What a worker is doing.
+
+    ``images`` of the unit that it computes are explained. ``mark`` changes whenever anything goes on: a forward, an
+    image read or decoded, a result written. ``unit_id`` is the unit that it computes, since ``seconds``; None: none.
+    """
+
+    images: int
+    mark: tuple[float, ...]
+    unit_id: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A unit that is committed, as the commit says it."""
 

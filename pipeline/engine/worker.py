@@ -17,9 +17,13 @@ from pipeline.attributor import Attributor
 from pipeline.cam.selection import TargetSelector
 from pipeline.engine.clock import StageClock
 from pipeline.engine.explain import UnitExplainer
-from pipeline.engine.outcome import Outcome, WorkerInfo
+from pipeline.engine.isolated import Setup
+from pipeline.engine.isolation import IMAGE_SECONDS, IsolatedPreparer
+from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.engine.reading import Prepared, ReadAhead, prepare, prepare_all
+from pipeline.engine.watchdog import Watchdog, stacks
 from pipeline.lake.sink import Sink
+from pipeline.models.factory import parse_name
 from pipeline.models.replica import Replica, load_replica
 from pipeline.sources import open_source
 from pipeline.sources.base import Sample, UnitError
@@ -66,6 +70,10 @@ class AttributionWorker:
         self._computing = threading.Lock()
         self._writing = threading.Lock()
         self._images_done = 0
+        self._written = 0
+        self._current: tuple[str, float, UnitExplainer] | None = None
+        self._clocks: dict[str, StageClock] = {}
+        self._watchdog = Watchdog(job.workers.stall_seconds)
 
     def start(self) -> WorkerInfo:
         """Load the replica and open source and sink.
@@ -102,32 +110,64 @@ class AttributionWorker:
         task = partial(prepare, preprocess=self.replica.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
         return prepare_all(samples, task, self._pool, ahead=2 * self.job.compute.batch_size, clock=clock)
 
+    def isolated(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
+        """Decode and preprocess ``samples`` one by one in a process of their own, which may die of one."""
+        name = parse_name(self.job.model.name)
+        # A user's module may register decoders of its own.
+        imports = [name.module] if name.library == "factory" else []
+        setup = Setup(self.replica.preprocess, self.job.model.preprocess.exif, imports)
+        # The image has to end before the worker is taken for hung.
+        preparer = IsolatedPreparer(setup, min(IMAGE_SECONDS, self.job.workers.stall_seconds / 2))
+        try:
+            for sample in samples:
+                yield preparer(sample, clock)
+        finally:
+            preparer.close()
+
     def explainer(self, on_images: Callable[[int], None] = lambda count: None) -> UnitExplainer:
         """Return a fresh explainer for one unit."""
         return UnitExplainer(self.job, self.replica, self.attributor, self.selector, on_images)
 
-    def process(self, unit: Unit, attempt: str) -> Outcome:
+    def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
         """Explain every image of ``unit`` and commit the result; returns what the commit says.
 
         While one unit computes, the next one's bytes are read and the last one's result is written.
+
+        Args:
+            unit: to explain.
+            attempt: the attempt's id, in the names of all that it writes.
+            careful: the unit is suspected of having killed a worker: its images are decoded in another process.
         """
         if self.sink is None:
             raise RuntimeError("the worker was started without a manifest; it cannot write")
         clock, began = StageClock(), time.perf_counter()
+        self._clocks[attempt] = clock
+        try:
+            return self._process(unit, attempt, careful, clock, began)
+        finally:
+            del self._clocks[attempt]
+
+    def _process(self, unit: Unit, attempt: str, careful: bool, clock: StageClock, began: float) -> Outcome:
+        assert self.sink is not None
         ahead = ReadAhead(self.source, unit, max_bytes=self.job.compute.read_ahead_mb * 2**20, clock=clock)
         try:
             with self._computing:
-                self._images_done = 0
                 explainer = self.explainer(self._count)
-                explainer.add_all(self.prepared(tolerate_damage(ahead, unit), clock), clock)
+                self._images_done = 0
+                self._current = (unit.unit_id, time.monotonic(), explainer)
+                prepared = self.isolated if careful else self.prepared
+                explainer.add_all(prepared(tolerate_damage(ahead, unit), clock), clock)
                 with clock.measure("compute"):
                     result = explainer.result(unit.unit_id, attempt, self.name, {})
-                self._images_done = 0
         finally:
             ahead.close()
+            # Of another unit where this one waited for its turn and failed before it had it.
+            if self._current is not None and self._current[0] == unit.unit_id:
+                self._current, self._images_done = None, 0
         with self._writing:
             clock.add("total", time.perf_counter() - began)
             written = self.sink.write(replace(result, seconds=clock.seconds()))
+            self._written += 1
         commit = written.commit
         return Outcome(
             unit_id=unit.unit_id,
@@ -142,9 +182,22 @@ class AttributionWorker:
     def _count(self, images: int) -> None:
         self._images_done += images
 
-    def progress(self) -> int:
-        """Images of the current unit that are explained so far."""
-        return self._images_done
+    def progress(self) -> Progress:
+        """Say what is going on; the driver asks each second, and ends a worker that shows no progress for too long."""
+        seconds = sum(sum(clock.seconds().values()) for clock in list(self._clocks.values()))
+        current = self._current
+        if current is None:
+            found = Progress(0, (self._written, seconds))
+        else:
+            unit_id, since, explainer = current
+            mark = (self._written, seconds, self._images_done, explainer.masks_scored, since)
+            found = Progress(self._images_done, mark, unit_id, time.monotonic() - since)
+        self._watchdog.see(found.mark, bool(self._clocks))
+        return found
+
+    def stack(self) -> str:
+        """Return what each thread is doing, for the log of whoever ends this worker."""
+        return stacks()
 
 
 def tolerate_damage(samples: Iterator[Sample] | ReadAhead, unit: Unit) -> Iterator[Sample]:

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
-from pipeline.engine.dispatcher import Dispatcher
-from pipeline.engine.outcome import Outcome, WorkerInfo
+from pipeline.engine.deaths import kind_of_death
+from pipeline.engine.dispatcher import MAX_LOSSES, Dispatcher, Flight, Slot
+from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
+from pipeline.engine.watchdog import stacks
 from schemas.documents import Attempt
-from schemas.errors import CamlakeError, InputError
+from schemas.errors import AccessError, CamlakeError, InputError
 from schemas.job import Workers
 from schemas.unit import Unit
 
@@ -58,19 +61,66 @@ class Worker:
     def start(self) -> WorkerInfo:
         return WorkerInfo(self.name, "node", "cpu", os.getpid())
 
-    def process(self, unit: Unit, attempt: str) -> Outcome:
+    def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
+        if "image" in unit.uri and not careful:
+            os._exit(9)
         if "exit" in unit.uri:
             os._exit(7)
         if "segfault" in unit.uri:
             ctypes.string_at(0)
         if "raise" in unit.uri:
             raise ValueError("no good")
+        if "denied" in unit.uri:
+            raise AccessError("output.uri: access is denied; check the rights")
         if "slow" in unit.uri:
             time.sleep(0.3)
         return Outcome(unit.unit_id, attempt, self.name, {"ok": 1}, 1, 10, {"total": 0.1})
 
-    def progress(self) -> int:
-        return 0
+    def progress(self) -> Progress:
+        return Progress(0, (time.monotonic(),))
+
+    def stack(self) -> str:
+        return stacks()
+
+
+class Silent(Worker):
+    """Goes on for ever in units named so, and shows no progress."""
+
+    def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
+        if "endless" in unit.uri:
+            time.sleep(1000)
+        return super().process(unit, attempt, careful)
+
+    def progress(self) -> Progress:
+        return Progress(0, ())
+
+
+class Endless(Worker):
+    """Computes for ever in units named so, and shows progress."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.current: tuple[str, float] | None = None
+
+    def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
+        if "endless" in unit.uri:
+            self.current = (unit.unit_id, time.monotonic())
+            time.sleep(1000)
+        return super().process(unit, attempt, careful)
+
+    def progress(self) -> Progress:
+        if self.current is None:
+            return Progress(0, (time.monotonic(),))
+        return Progress(0, (time.monotonic(),), self.current[0], time.monotonic() - self.current[1])
+
+
+class SilentStart(Worker):
+    def start(self) -> WorkerInfo:
+        time.sleep(1000)
+        return super().start()
+
+    def progress(self) -> Progress:
+        return Progress(0, ())
 
 
 class Unloadable(Worker):
@@ -88,10 +138,10 @@ def spawner(cls: type = Worker) -> Callable[[str], Any]:
     return lambda name: remote.remote(name)
 
 
-def run(uris: list[str], *, cls: type = Worker, attempts: int = 2, workers: int = 2) -> Recorder:
+def run(uris: list[str], *, cls: type = Worker, attempts: int = 2, workers: int = 2, **limits: Any) -> Recorder:
     recorder = Recorder()
     units = [Unit(f"{index:06d}", index, uri) for index, uri in enumerate(uris)]
-    dispatcher = Dispatcher(spawner(cls), Workers(max=workers, attempts=attempts), recorder, recorder.give_up)
+    dispatcher = Dispatcher(spawner(cls), Workers(max=workers, attempts=attempts, **limits), recorder, recorder.give_up)
     dispatcher.run(iter(units), len(units))
     return recorder
 
@@ -149,3 +199,48 @@ def test_stopping_finishes_what_is_in_flight_and_no_more() -> None:
     recorder.unit_done = stop_after_first  # type: ignore[method-assign]
     dispatcher.run(iter(units), len(units))
     assert 1 <= len(recorder.done) <= 4
+
+
+def test_suspects_are_run_with_care() -> None:
+    recorder = run(["good", "image", "good", "image", "good"], attempts=1, workers=1)
+    assert len(recorder.done) == 5 and not recorder.given_up
+    # Each death had two suspects, and charged nobody.
+    assert not recorder.failed and len(recorder.lost) == 2
+
+
+def test_a_store_that_cannot_be_used_ends_the_run_at_once() -> None:
+    with pytest.raises(AccessError, match="access is denied"):
+        run(["good", "denied", *["slow"] * 200])
+
+
+def test_a_unit_in_which_nothing_goes_on_is_ended_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = run(["good", "endless", "good", "good"], cls=Silent, attempts=1, stall_seconds=1.5)
+    assert {unit: [each.kind for each in history] for unit, history in recorder.given_up.items()} == {
+        "000001": ["hung"]
+    }
+    assert len(recorder.done) == 3
+    assert "time.sleep(1000)" in caplog.text
+
+
+def test_a_unit_that_takes_too_long_is_charged_and_its_neighbour_is_not() -> None:
+    recorder = run(["endless", *["good"] * 5], cls=Endless, attempts=1, workers=1, unit_seconds=1.0)
+    assert [each.kind for each in recorder.given_up["000000"]] == ["timeout"]
+    assert len(recorder.done) == 5 and len(recorder.lost) == 1
+
+
+def test_a_start_that_hangs_ends_the_run() -> None:
+    with pytest.raises(CamlakeError, match="died before they were ready: nothing went on"):
+        run(["good"] * 3, cls=SilentStart, workers=1, stall_seconds=1.0)
+
+
+def test_what_befalls_a_unit_with_its_node_is_counted_apart() -> None:
+    assert kind_of_death(ActorUnavailableError("no answer", b"0" * 16)) == "node_lost"
+    assert kind_of_death(OutOfMemoryError("the memory monitor ended it")) == "out_of_memory"
+    assert kind_of_death(ActorDiedError()) == "died"
+    recorder = Recorder()
+    dispatcher = Dispatcher(lambda name: None, Workers(attempts=1), recorder, recorder.give_up)
+    unit, slot = Unit("000000", 0, "good"), Slot("worker-001", None)
+    for number in range(MAX_LOSSES):
+        assert not recorder.given_up
+        dispatcher._charge(slot, Flight(unit, f"a{number}"), "node_lost", "its node has died")
+    assert [each.kind for each in recorder.given_up["000000"]] == ["node_lost"] * MAX_LOSSES
