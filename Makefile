@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.camlake-ready
 OUT ?= demo-output
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
-.PHONY: help setup demo test lint types check format schemas clean
+.PHONY: help setup demo test chaos lint types check format schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ demo: $(READY) ## Run the main job on scenes made here: six CAM methods on Ray, 
 
 test: $(READY) ## Pass the tests (the slow ones too)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(READY) ## Kill workers, nodes and the driver of a run at random, and compare its lake (CHAOS_ARGS="--seed 7")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ def load_job(uri: str, overrides: list[str] | None = None) -> Job:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise InputError(f"job file '{uri}'{where}: {problem}; mend the YAML there") from None
+        raise InputError(f"job file '{uri}'{where}: {_problem(error)}; mend the YAML there") from None
     if not isinstance(document, dict):
         raise InputError(f"job file '{uri}' holds no mapping at its top; it must have source, model, methods, output")
     for override in overrides or []:
@@ -60,18 +60,33 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "value_error":
         return f"{path}: {message}" if path else message
     given = problem.get("input")
-    shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    # What stands under a wrong name, or among the options of a store, may be a secret.
+    hidden = problem["type"] == "extra_forbidden" or "storage_options" in problem["loc"]
+    plain = isinstance(given, str | int | float | bool) or given is None
+    shown = f" (it is {given!r})" if plain and not hidden else ""
     return f"{path}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong, in words; of a value only what cannot be a secret that lacks its quotes."""
+    problem = str(getattr(error, "problem", None) or "not valid YAML")
+    if isinstance(error, yaml.constructor.ConstructorError) and "tag" in problem:
+        tag = re.search(r"tag:yaml\.org,2002:(python/[a-z_]+)", problem)
+        what = f"the tag '!!{tag[1]}', which makes YAML run code," if tag else "a tag (a value that begins with '!')"
+        return f"{what} is not allowed; quote the value, or remove it"
+    if isinstance(error, yaml.composer.ComposerError) and "alias" in problem:
+        return "an alias (a value that begins with '*') refers to nothing; quote the value"
+    return problem
 
 
 def _override(document: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise InputError(f"--set {override}: write it as path=value, e.g. --set targets.top_k=3")
+        raise InputError("--set: an override lacks its path or its '='; write it as path=value: targets.top_k=3")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise InputError(f"--set {override}: the value is not valid YAML; quote it") from None
+        raise InputError(f"--set {path}=...: the value is not valid YAML; quote it") from None
     node: Any = document
     parts = path.strip().split(".")
     for depth, part in enumerate(parts):
@@ -79,12 +94,12 @@ def _override(document: dict[str, Any], override: str) -> None:
         here = ".".join(parts[: depth + 1])
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                raise InputError(f"--set {override}: '{here}' names no entry of a list of {len(node)}; count from 0")
+                raise InputError(f"--set {path}=...: '{here}' names no entry of a list of {len(node)}; count from 0")
             key: Any = int(part)
         elif isinstance(node, dict):
             key = part
         else:
-            raise InputError(f"--set {override}: '{'.'.join(parts[:depth])}' is a single value; it has no '{part}'")
+            raise InputError(f"--set {path}=...: '{'.'.join(parts[:depth])}' is a single value; it has no '{part}'")
         if last:
             node[key] = value
             return

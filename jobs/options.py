@@ -25,7 +25,9 @@ def storage_options(given: list[str] | None) -> dict[str, Any]:
     for option in given or []:
         key, equals, text = option.partition("=")
         if not equals or not key:
-            raise InputError(f"--storage {option}: write it as key=value, e.g. --storage anon=true")
+            raise InputError(
+                "--storage: an option lacks its key or its '='; write it as key=value: --storage anon=true"
+            )
         *parents, last = key.split(".")
         node = options
         for parent in parents:
@@ -33,5 +35,5 @@ def storage_options(given: list[str] | None) -> dict[str, Any]:
         try:
             node[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"--storage {option}: the value is not valid YAML; quote it") from None
+            raise InputError(f"--storage {key}=...: the value is not valid YAML; quote it") from None
     return options

@@ -15,6 +15,16 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class StoredDocument(Document):
+    """A document that is an object of its own in the lake."""
+
+    sha256: str | None = Field(
+        None,
+        description="SHA-256 of the object's bytes with the 64 digits of this member as zeros; null in lakes that are "
+        "older than this member.",
+    )
+
+
 class LayerInfo(Document):
     """A target layer of the run."""
 
@@ -48,7 +58,15 @@ class MethodInfo(Document):
     parameters: dict[str, Any]
 
 
-class Manifest(Document):
+class ObjectInfo(Document):
+    """An object that a document answers for."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(StoredDocument):
     """``camlake.json``: what the lake is; written once, before any unit."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -62,17 +80,10 @@ class Manifest(Document):
     methods: list[MethodInfo]
     attributes: dict[str, str] = Field(description="Attribute columns of the images table and their types.")
     versions: dict[str, str] = Field(description="Library versions.")
+    plan: ObjectInfo | None = Field(None, description="The plan as stored; null in lakes that are older than this.")
 
 
-class ObjectInfo(Document):
-    """An object of a commit."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-class Commit(Document):
+class Commit(StoredDocument):
     """``commits/<unit>.json``: the unit's result; the first that lands wins."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -97,11 +108,11 @@ class Attempt(Document):
     attempt: str
     when: str
     worker: str
-    kind: str = Field(description="'error', 'died', 'timeout', ...")
+    kind: str = Field(description="'error', 'died', 'hung', 'timeout'; 'node_lost', 'out_of_memory'.")
     reason: str
 
 
-class Quarantine(Document):
+class Quarantine(StoredDocument):
     """``quarantine/<unit>.json``: a unit that was given up, with its history."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -110,7 +121,7 @@ class Quarantine(Document):
     attempts: list[Attempt]
 
 
-class Success(Document):
+class Success(StoredDocument):
     """``_SUCCESS.json``: everything planned is committed or quarantined, digests checked, orphans swept."""
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -126,7 +137,7 @@ class Success(Document):
     orphans_removed: int
 
 
-DOCUMENTS: dict[str, type[Document]] = {
+DOCUMENTS: dict[str, type[StoredDocument]] = {
     "manifest": Manifest,
     "commit": Commit,
     "quarantine": Quarantine,

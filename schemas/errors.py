@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from schemas.redact import redact
+
 
 class CamlakeError(Exception):
-    """Base of every error whose message is written for the user; commands print it without a traceback."""
+    """Base of every error whose message is written for the user; commands print it without a traceback.
+
+    The credentials of URIs in the message are taken out: it goes to terminals, logs and quarantine records.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(each) if isinstance(each, str) else each for each in arguments))
 
 
 class InputError(CamlakeError):

@@ -10,10 +10,11 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from schemas.errors import did_you_mean
 from schemas.methods import MethodEntry, Strict
+from schemas.redact import holds_credentials, redact
 from schemas.registries import SOURCES
 from schemas.tables import IMAGES
 
@@ -21,6 +22,17 @@ JOB_VERSION = 1
 
 AttributeType = Literal["string", "int64", "float64", "bool"]
 _IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _no_credentials(uris: Any) -> Any:
+    """Refuse URIs of the job file with credentials in them: the manifest and the plan hold them as they are."""
+    for each in uris if isinstance(uris, list) else [uris]:
+        if isinstance(each, str) and holds_credentials(each):
+            raise ValueError(
+                f"'{redact(each)}' is written with credentials in it, which the lake and the logs would keep; "
+                "give them in storage_options or in the environment"
+            )
+    return uris
 
 
 class Attribute(Strict):
@@ -45,7 +57,7 @@ def _attribute(value: Any) -> Any:
 class Source(Strict):
     """Where the images are and what is known of them."""
 
-    uri: str | list[str] = Field(
+    uri: Annotated[str | list[str], AfterValidator(_no_credentials)] = Field(
         description="fsspec URI(s); braces {000..099}, {a,b} and globs (*, ?, [..], **) are expanded."
     )
     format: str = Field(description="Registered source format.", json_schema_extra={"enum": list(SOURCES)})
@@ -69,7 +81,9 @@ class Source(Strict):
         ge=1,
         description="Most images in a unit where the format can be sliced (folder, list, parquet row groups).",
     )
-    storage_options: dict[str, Any] = Field(default_factory=dict, description="Options of the fsspec file system.")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="Options of the fsspec file system."
+    )
 
     @field_validator("format")
     @classmethod
@@ -122,7 +136,7 @@ class Model(Strict):
     """The classifier that is explained."""
 
     name: str = Field(description="'torchvision:NAME', 'timm:NAME' or 'package.module:factory'.")
-    weights: str | None = Field(
+    weights: Annotated[str | None, AfterValidator(_no_credentials)] = Field(
         None,
         description=(
             "A named weights entry (torchvision 'IMAGENET1K_V2', timm tag), or an fsspec URI of a .safetensors or "
@@ -135,7 +149,7 @@ class Model(Strict):
     )
     strict: bool = Field(True, description="Refuse weights with missing or unexpected keys (both are listed).")
     layers: list[str] | None = Field(None, min_length=1, description="Target layers. Default: the last spatial layer.")
-    class_names: str | list[str] | None = Field(
+    class_names: Annotated[str | list[str] | None, AfterValidator(_no_credentials)] = Field(
         None,
         description="Class names in index order, or the URI of a JSON or text file. Default: the weights' metadata.",
     )
@@ -145,7 +159,7 @@ class Model(Strict):
         "float32", description="Of the network; maps are always float32."
     )
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the weights' fsspec file system."
+        default_factory=dict, repr=False, description="Options of the weights' fsspec file system."
     )
 
 
@@ -172,12 +186,14 @@ def _targets(value: Any) -> Any:
 class Output(Strict):
     """Where the lake goes."""
 
-    uri: str = Field(description="fsspec URI of the lake's folder.")
+    uri: Annotated[str, AfterValidator(_no_credentials)] = Field(description="fsspec URI of the lake's folder.")
     dtype: Literal["float16", "uint8"] = Field(
         "float16",
         description="Stored maps: x / vmax as float16, or in 1/255 steps (int8 in 1/127 steps for signed methods).",
     )
-    storage_options: dict[str, Any] = Field(default_factory=dict, description="Options of the fsspec file system.")
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="Options of the fsspec file system."
+    )
 
 
 class Workers(Strict):

@@ -1,7 +1,8 @@
-"""Reading the JSON documents of a lake, with errors that name the object."""
+"""Reading and writing the JSON documents of a lake, with errors that name the object."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -11,13 +12,22 @@ from pydantic import ValidationError
 from pipeline.lake.parallel import THREADS, ahead
 from pipeline.lake.store import LakeStore, MissingObjectError
 from schemas import layout
-from schemas.documents import Commit, Document, Manifest, Quarantine, Success
+from schemas.documents import Commit, Manifest, ObjectInfo, Quarantine, StoredDocument, Success
 from schemas.errors import InputError, LakeError
 
-AnyDocument = TypeVar("AnyDocument", bound=Document)
+AnyDocument = TypeVar("AnyDocument", bound=StoredDocument)
 
 #: ``attempt`` of the commits with which finalize closes the slots of quarantined units; they name no objects.
 CLOSED = "quarantined"
+
+# A document begins with its own digest, so that whoever checks it need not know how the rest is laid out.
+_DIGITS = len(b'{\n "sha256": "')
+_REMEDIES: dict[type[StoredDocument], str] = {
+    Manifest: "restore it from a copy",
+    Commit: f"delete it (and {layout.SUCCESS} where it is there) and run the job again",
+    Quarantine: f"delete it, its unit's commit and {layout.SUCCESS} where they are there, and run the job again",
+    Success: "delete it and run the job again",
+}
 
 
 def read_document(store: LakeStore, path: str, kind: type[AnyDocument]) -> AnyDocument:
@@ -25,25 +35,29 @@ def read_document(store: LakeStore, path: str, kind: type[AnyDocument]) -> AnyDo
 
     Raises:
         MissingObjectError: it is not there.
-        LakeError: it is of another format version, or not valid.
+        LakeError: it is damaged, or of another format version.
     """
     data = store.get(path)
+    remedy = _REMEDIES[kind]
     try:
-        version = json.loads(data).get("format_version")
+        found = json.loads(data)
+        version, said = found.get("format_version"), found.get("sha256")
     except (ValueError, AttributeError) as error:
-        raise LakeError(f"{store.where(path)} is no JSON object ({error}); the object is damaged") from error
+        raise LakeError(f"{store.where(path)} is no JSON object ({error}): it is damaged; {remedy}") from error
     if version != layout.FORMAT_VERSION:
         raise LakeError(
             f"{store.where(path)}: format_version is {version}, and this release reads {layout.FORMAT_VERSION}; "
             "open the lake with the release that wrote it"
         )
+    if said is not None and said != _digest(data):
+        raise LakeError(f"{store.where(path)} has other bytes than it says (SHA-256 differs): it is damaged; {remedy}")
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise LakeError(
-            f"{store.where(path)}: '{field}' is not valid ({first['msg']}); the object is damaged"
+            f"{store.where(path)}: '{field}' is not valid ({first['msg']}): it is damaged; {remedy}"
         ) from error
 
 
@@ -100,13 +114,43 @@ def read_quarantine(store: LakeStore, unit_id: str) -> Quarantine:
 
     Raises:
         MissingObjectError: it was not.
+        LakeError: the record is damaged, or of another unit.
     """
-    return read_document(store, layout.quarantine(unit_id), Quarantine)
+    path = layout.quarantine(unit_id)
+    record = read_document(store, path, Quarantine)
+    if record.unit_id != unit_id:
+        raise LakeError(f"{store.where(path)} is the record of unit '{record.unit_id}'; {_REMEDIES[Quarantine]}")
+    return record
 
 
-def to_bytes(document: Document) -> bytes:
-    """A document as it is stored."""
-    return document.model_dump_json(indent=1).encode()
+def seal(document: AnyDocument) -> AnyDocument:
+    """A document with its own digest, as it is read back."""
+    blank = document.model_copy(update={"sha256": "0" * 64})
+    return document.model_copy(update={"sha256": _digest(blank.model_dump_json(indent=1).encode())})
+
+
+def to_bytes(document: StoredDocument) -> bytes:
+    """A document as it is stored: JSON with its own digest."""
+    return seal(document).model_dump_json(indent=1).encode()
+
+
+def _digest(data: bytes) -> str:
+    """What the digest of a stored document must be."""
+    return hashlib.sha256(data[:_DIGITS] + b"0" * 64 + data[_DIGITS + 64 :]).hexdigest()
+
+
+def object_info(path: str, data: bytes) -> ObjectInfo:
+    """Path, size and digest of an object."""
+    return ObjectInfo(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def mismatch(where: str, data: bytes, info: ObjectInfo, said_by: str) -> str | None:
+    """Say in words what is wrong with an object of which ``said_by`` holds ``info``, or return None."""
+    if len(data) != info.size:
+        return f"{where} has {len(data)} bytes, and {said_by} says {info.size}"
+    if hashlib.sha256(data).hexdigest() != info.sha256:
+        return f"{where} has other bytes than {said_by} says (SHA-256 differs)"
+    return None
 
 
 def is_closed(commit: Commit) -> bool:

@@ -39,9 +39,9 @@ def create(full: str, data: bytes) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise OSError(error.errno, "the file system has no hard links; use another disk or an object store") from (
-                error
-            )
+            # Not EPERM, with which some say so: that would read as a lack of rights.
+            reason = "the file system has no hard links; use another disk or an object store"
+            raise OSError(errno.ENOTSUP, reason) from error
         raise
     partial.unlink()
     _sync_folder(target.parent)

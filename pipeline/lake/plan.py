@@ -13,13 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.lake.documents import mismatch
 from pipeline.lake.store import LakeStore, MissingObjectError
 from schemas import layout
+from schemas.documents import Manifest
 from schemas.errors import InputError, LakeError
 from schemas.tables import PLAN, TABLES_VERSION
 from schemas.unit import Unit
 
 _ROWS = 8192
+_REMEDY = "restore it from a copy"
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,9 @@ def rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     try:
         for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches(_ROWS):
             yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LakeError(f"{name} is no sound Parquet file ({error}); the object is damaged") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise LakeError(f"{name} is no sound Parquet file ({reason}); the object is damaged") from error
 
 
 def digest_of(data: bytes, name: str) -> str:
@@ -84,24 +88,30 @@ def digest_of(data: bytes, name: str) -> str:
     return digest.hexdigest()
 
 
-def read_plan(store: LakeStore) -> Iterator[Unit]:
+def read_plan(store: LakeStore, manifest: Manifest | None = None) -> Iterator[Unit]:
     """Yield the units of a lake's plan in their order; only the compressed file is held whole.
 
     Raises:
-        LakeError: it is not there, or damaged.
+        LakeError: it is not there, damaged, or not what ``manifest`` says.
     """
-    for row in rows(plan_bytes(store), store.where(layout.PLAN_UNITS)):
+    for row in rows(plan_bytes(store, manifest), store.where(layout.PLAN_UNITS)):
         members = row["members"]
         yield Unit(**{**row, "members": None if members is None else tuple(members)})
 
 
-def plan_bytes(store: LakeStore) -> bytes:
+def plan_bytes(store: LakeStore, manifest: Manifest | None = None) -> bytes:
     """Return the stored plan.
 
     Raises:
-        LakeError: it is not there.
+        LakeError: it is not there, or not what ``manifest`` says.
     """
+    where = store.where(layout.PLAN_UNITS)
     try:
-        return store.get(layout.PLAN_UNITS)
+        data = store.get(layout.PLAN_UNITS)
     except MissingObjectError as error:
-        raise LakeError(f"{store.where(layout.PLAN_UNITS)} is not there: the lake has lost its plan") from error
+        raise LakeError(f"{where} is not there: the lake has lost its plan; {_REMEDY}") from error
+    info = manifest.plan if manifest is not None else None
+    problem = mismatch(where, data, info, layout.MANIFEST) if info is not None else None
+    if problem is not None:
+        raise LakeError(f"{problem}; {_REMEDY}")
+    return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping
@@ -12,11 +11,15 @@ from pipeline.lake.compare import differences
 from pipeline.lake.documents import (
     CLOSED,
     is_closed,
+    mismatch,
+    object_info,
     read_commit,
     read_commits,
     read_document,
     read_manifest,
+    read_quarantine,
     read_success,
+    seal,
     to_bytes,
     units_in,
 )
@@ -55,16 +58,17 @@ def create_or_resume(store: LakeStore, manifest: Manifest, plan: FrozenPlan) -> 
     if not store.exists(layout.MANIFEST):
         _require_empty(store)
         store.probe()
-        _place_plan(store, plan)
+        manifest = seal(manifest.model_copy(update={"plan": _place_plan(store, plan)}))
         if store.put_if_absent(layout.MANIFEST, to_bytes(manifest)):
             return Run(manifest, resumed=False)
     try:
         old = read_manifest(store)
+        old_plan = plan_bytes(store, old)
     except LakeError as error:
         raise InputError(f"output.uri '{store.uri}' cannot be resumed: {error}; or give another output.uri") from error
     if old.run_id == manifest.run_id:  # our own create-only write, whose reply was lost
         return Run(old, resumed=False)
-    found = differences(old, manifest, plan_bytes(store), plan.data)
+    found = differences(old, manifest, old_plan, plan.data)
     if found:
         more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
         raise InputError(
@@ -86,16 +90,19 @@ def _require_empty(store: LakeStore) -> None:
             )
 
 
-def _place_plan(store: LakeStore, plan: FrozenPlan) -> None:
+def _place_plan(store: LakeStore, plan: FrozenPlan) -> ObjectInfo:
+    """Write the plan, or find it there; returns what is there, which another release may have laid out otherwise."""
     # Create-only, so that of two jobs that start at once in one place, the loser cannot change the winner's plan.
     if store.put_if_absent(layout.PLAN_UNITS, plan.data):
-        return
+        return object_info(layout.PLAN_UNITS, plan.data)
     where = store.where(layout.PLAN_UNITS)
-    if digest_of(store.get(layout.PLAN_UNITS), where) != plan.digest:
+    data = store.get(layout.PLAN_UNITS)
+    if digest_of(data, where) != plan.digest:
         raise InputError(
             f"{where} is the plan of another job whose start was interrupted, or is under way now; "
             "delete it if none is, or give another output.uri"
         )
+    return object_info(layout.PLAN_UNITS, data)
 
 
 def committed(store: LakeStore) -> set[str]:
@@ -109,7 +116,7 @@ def quarantined(store: LakeStore) -> set[str]:
 
 
 def quarantine(store: LakeStore, record: Quarantine) -> bool:
-    """Record that a unit is given up; False where a record was there already (it stays)."""
+    """Record that a unit is given up; False where a record stands, which is this one if the first reply was lost."""
     return store.put_if_absent(layout.quarantine(record.unit_id), to_bytes(record))
 
 
@@ -127,7 +134,7 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
     if done is not None:
         _sweep(store, {commit.unit_id: commit.attempt for commit in read_commits(store, threads)})
         return done
-    planned = {unit.unit_id for unit in read_plan(store)}
+    planned = {unit.unit_id for unit in read_plan(store, manifest)}
     given_up = quarantined(store)
     have = committed(store)
     _require_whole(store, planned, have, given_up)
@@ -192,6 +199,8 @@ def _close(store: LakeStore, units: set[str]) -> None:
 
 def _checked(store: LakeStore, unit: str) -> Commit:
     commit = read_commit(store, unit)
+    if is_closed(commit):
+        read_quarantine(store, unit)
     for info in commit.objects:
         _, problem = check_object(store, info)
         if problem is not None:
@@ -211,11 +220,7 @@ def check_object(store: LakeStore, info: ObjectInfo) -> tuple[bytes | None, str 
         data = store.get(info.path)
     except MissingObjectError:
         return None, f"{where} is not there, and its commit names it"
-    if len(data) != info.size:
-        return data, f"{where} has {len(data)} bytes, and its commit says {info.size}"
-    if hashlib.sha256(data).hexdigest() != info.sha256:
-        return data, f"{where} has other bytes than its commit says (SHA-256 differs)"
-    return data, None
+    return data, mismatch(where, data, info, "its commit")
 
 
 _OBJECT = re.compile(

@@ -4,6 +4,9 @@ Objects are written whole from memory and never appended to, because every strea
 fsspec on a local disk) publishes half a file when its process fails. The one primitive that file systems do not
 agree on is create-only writing; :meth:`LakeStore.put_if_absent` has a recipe per file system and
 :meth:`LakeStore.probe` finds servers that do not keep to it.
+
+Every request is repeated where that may help (:mod:`pipeline.sources.retry`), and only there: a store that cannot be
+used at all raises :class:`~schemas.errors.AccessError` at once, whatever the method says besides.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,17 +22,26 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from pipeline.lake import local
-from schemas.errors import InputError, LakeError
+from pipeline.sources.faults import ShortBodyError, denied, http_status, refusal
+from pipeline.sources.remote import READ_SECONDS, look_up, read_whole, with_limits, without_repeats
+from pipeline.sources.retry import repeat
+from pipeline.sources.storage import is_storage_error
+from schemas.errors import AccessError, InputError, LakeError
+from schemas.redact import holds_credentials
 
 PROBE_PREFIX = ".camlake-probe-"
-_CONFLICT_RETRIES = 6
+
+# The S3 client limits the wait for an answer, but neither that for the leave to send nor the time in which a server
+# takes no bytes: one try of a write may take a half more than the wait for an answer, and this many bytes a second.
+_WRITE_FACTOR = 1.5
+_SLOWEST_LINK = 128 * 1024
 
 # fsspec's memory:// has no atomic create; all stores of a process share its dictionary, so they share this lock.
 _MEMORY_LOCK = threading.Lock()
 
 
 class StoreError(LakeError):
-    """A request to the store failed; the same request may succeed later."""
+    """A request to the store failed, also when it was repeated; the same request may succeed later."""
 
 
 class MissingObjectError(StoreError):
@@ -55,23 +66,31 @@ class LakeStore:
         storage_options: options of the fsspec file system.
 
     Raises:
-        InputError: the URI names no file system that is installed.
+        InputError: the URI names no file system that is installed, or holds credentials.
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        if holds_credentials(uri):
+            raise InputError(
+                f"the lake's URI '{uri}' is written with credentials in it; "
+                "give them in storage_options (--storage KEY=VALUE) or in the environment"
+            )
         self.uri = uri.rstrip("/") or uri
         self.storage_options = dict(storage_options or {})
         # A stale listing would make resume do work twice and verify report holes, so fsspec's cache is off.
         options = {"use_listings_cache": False, **self.storage_options}
         try:
-            self.fs, root = url_to_fs(uri, **options)
+            options = with_limits(uri, options)
+            fs, root = url_to_fs(uri, **options)
         except ImportError as error:
             raise InputError(
                 f"'{uri}' needs a package that is not installed ({error}); install 'camlake[s3]' or 'camlake[gcs]'"
             ) from error
         except ValueError as error:
             raise InputError(f"'{uri}' is no URI that fsspec opens ({error}); use a folder, s3:// or gs://") from error
+        self.fs = without_repeats(fs)
         self.root = root.rstrip("/")
+        self._answer_seconds = float((options.get("config_kwargs") or {}).get("read_timeout") or READ_SECONDS)
         protocols = [self.fs.protocol] if isinstance(self.fs.protocol, str) else list(self.fs.protocol)
         kinds = {"file": "local", "local": "local", "memory": "memory", "s3": "s3", "s3a": "s3", "gs": "gcs"}
         self.kind = next((kinds[protocol] for protocol in protocols if protocol in kinds), "other")
@@ -100,16 +119,17 @@ class LakeStore:
             StoreError: the store refused or did not answer.
         """
         with self._explained("write", path):
+            full = self._full(path)
             if self.kind == "local":
-                local.replace(self._full(path), data)
+                repeat(lambda: local.replace(full, data), f"write {self.where(path)}")
             else:
-                self.fs.pipe_file(self._full(path), data)
+                repeat(lambda: self.fs.pipe_file(full, data, **self._limit(data)), f"write {self.where(path)}")
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Write an object whole unless there is one: atomic, and True for exactly one of many callers.
 
-        False may also mean that this very call wrote the object and lost the reply (clients repeat a request whose
-        connection broke), so callers read the object back and compare a mark of their own.
+        False may also mean that this very call wrote the object and lost the reply (a request whose connection broke
+        is repeated), so callers read the object back and compare a mark of their own.
 
         Raises:
             InputError: the file system cannot create an object only if it is absent.
@@ -117,7 +137,8 @@ class LakeStore:
         """
         self._require_create()
         full = self._full(path)
-        with self._explained("write", path):
+
+        def create() -> bool:
             if self.kind == "local":
                 return local.create(full, data)
             if self.kind == "memory":
@@ -126,22 +147,24 @@ class LakeStore:
                         return False
                     self.fs.pipe_file(full, data)
                     return True
-            for attempt in range(_CONFLICT_RETRIES):
-                try:
-                    self.fs.pipe_file(full, data, mode="create")
-                except FileExistsError:
+            try:
+                self.fs.pipe_file(full, data, mode="create", **self._limit(data))
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if http_status(error) == 412:
                     return False
-                except OSError as error:
-                    status = _http_status(error)
-                    if status == 412:
-                        return False
-                    # 409: another conditional write of this key is under way; S3 asks to repeat.
-                    if status != 409 or attempt == _CONFLICT_RETRIES - 1:
-                        raise
-                    time.sleep(0.05 * 2**attempt)
-                else:
-                    return True
-        raise AssertionError("unreachable: the loop returns or raises")
+                raise
+            return True
+
+        with self._explained("write", path):
+            return repeat(create, f"create {self.where(path)}")
+
+    def _limit(self, data: bytes) -> dict[str, float]:
+        """Return the argument with which fsspec's asynchronous clients abandon a request."""
+        if self.kind not in ("s3", "gcs"):
+            return {}
+        return {"timeout": _WRITE_FACTOR * self._answer_seconds + len(data) / _SLOWEST_LINK}
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is no error."""
@@ -149,8 +172,11 @@ class LakeStore:
             if self.kind == "local":
                 local.delete(self._full(path), self.root)
                 return
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm_file(self._full(path))
+            try:
+                repeat(lambda: self.fs.rm_file(self._full(path)), f"delete {self.where(path)}")
+            except FileNotFoundError as error:
+                if refusal(error) is not None:
+                    raise
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -162,7 +188,7 @@ class LakeStore:
             StoreError: the store refused or did not answer.
         """
         with self._explained("read", path):
-            return bytes(self.fs.cat_file(self._full(path)))
+            return repeat(lambda: read_whole(self.fs, self._full(path)), f"read {self.where(path)}")
 
     def get_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes ``start:stop`` of an object in one request.
@@ -173,11 +199,20 @@ class LakeStore:
         """
         if stop <= start:
             return b""
-        with self._explained("read", path):
+
+        def read() -> bytes | None:
             data = bytes(self.fs.cat_file(self._full(path), start=start, end=stop))
-        if len(data) != stop - start:
+            if len(data) == stop - start:
+                return data
+            if int(look_up(self.fs, self._full(path))["size"]) < stop:
+                return None
+            raise ShortBodyError(len(data), stop - start)
+
+        with self._explained("read", path):
+            found = repeat(read, f"read {self.where(path)}")
+        if found is None:
             raise StoreError(f"{self.where(path)} ends before byte {stop}: it is cut short; run 'camlake verify'")
-        return data
+        return found
 
     def exists(self, path: str) -> bool:
         """Say whether an object is there."""
@@ -194,7 +229,7 @@ class LakeStore:
             MissingObjectError: it is not there.
         """
         with self._explained("look up", path):
-            info = self.fs.info(self._full(path))
+            info = repeat(lambda: look_up(self.fs, self._full(path)), f"look up {self.where(path)}")
             if info["type"] != "file":
                 raise FileNotFoundError(path)
             return int(info["size"])
@@ -213,17 +248,17 @@ class LakeStore:
             yield from local.walk(full)
         elif self.kind == "s3":
             bucket, key, _ = self.fs.split_path(full)
-            more: dict[str, str] = {}
+            wanted = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
             while True:
-                page = self.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/" if key else "", **more)
+                page = repeat(lambda: self.fs.call_s3("list_objects_v2", **wanted), f"list {self.uri}")
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         yield f"{bucket}/{item['Key']}", int(item["Size"])
                 if not page.get("IsTruncated"):
                     return
-                more = {"ContinuationToken": page["NextContinuationToken"]}
+                wanted["ContinuationToken"] = page["NextContinuationToken"]
         else:
-            found = self.fs.find(full, detail=True)
+            found = repeat(lambda: self.fs.find(full, detail=True), f"list {self.uri}")
             for name, info in found.items():
                 # find() of an object's own name gives the object; a folder was asked for.
                 if name != full:
@@ -248,13 +283,13 @@ class LakeStore:
         self._require_create()
         path = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
         try:
-            first = self.put_if_absent(path, b"first")
+            self.put_if_absent(path, b"first")  # False where the reply was lost: what is kept tells
             second = self.put_if_absent(path, b"second")
             kept = self.get(path)
             self.delete(path)
-        except StoreError as error:
+        except (StoreError, AccessError) as error:
             raise InputError(f"output.uri '{self.uri}' cannot be written: {error}") from error
-        if not first or second or kept != b"first":
+        if second or kept != b"first":
             raise InputError(
                 f"output.uri '{self.uri}': the store ignores conditional writes (a second create-only write was "
                 "accepted), so two workers could both commit a unit; use a store that honours If-None-Match "
@@ -269,20 +304,24 @@ class LakeStore:
         name = self.where(path)
         try:
             yield
-        except FileNotFoundError as error:
-            if self.kind in ("s3", "gcs") and "bucket" in str(error).lower():
-                raise MissingObjectError(f"cannot {verb} {name}: there is no such bucket; create it first") from error
-            raise MissingObjectError(f"cannot {verb} {name}: it is not there; check the URI") from error
-        except PermissionError as error:
-            raise StoreError(
-                f"cannot {verb} {name}: access is denied ({_reason(error)}); check the credentials and the rights"
+        except TypeError as error:
+            # Clients are made at the first request, so that is where an option they do not know is refused.
+            if not is_storage_error(error):
+                raise
+            raise InputError(
+                f"'{self.uri}' is refused with its storage_options ({_reason(error)}); correct or remove them"
             ) from error
-        except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-            raise StoreError(
-                f"cannot {verb} {name}: a file stands where a folder is needed, or the other way round; "
-                "give another output.uri"
-            ) from error
-        except _client_errors() as error:
+        except client_errors() as error:
+            refused = refusal(error) or denied(error)
+            if refused is not None:
+                raise AccessError(f"cannot {verb} {name}: {refused.reason}; {refused.remedy}") from error
+            if isinstance(error, FileNotFoundError):
+                raise MissingObjectError(f"cannot {verb} {name}: it is not there; check the URI") from error
+            if isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError):
+                raise StoreError(
+                    f"cannot {verb} {name}: a file stands where a folder is needed, or the other way round; "
+                    "give another output.uri"
+                ) from error
             raise StoreError(
                 f"cannot {verb} {name}: {_reason(error)}; check the network, the endpoint and the free space"
             ) from error
@@ -303,10 +342,6 @@ def filesystem_of(uri: str, storage_options: Mapping[str, Any] | None = None) ->
 
 def client_errors() -> tuple[type[BaseException], ...]:
     """The exceptions that mean "the store failed", of whichever clients are loaded."""
-    return _client_errors()
-
-
-def _client_errors() -> tuple[type[BaseException], ...]:
     # The clients are optional and raise their own roots for lost connections and missing credentials; one that is
     # not loaded cannot have raised.
     names = (
@@ -318,18 +353,6 @@ def _client_errors() -> tuple[type[BaseException], ...]:
     )
     found = [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
     return (OSError, *found)
-
-
-def _http_status(error: BaseException) -> int | None:
-    """HTTP status of the S3 answer behind an exception, or None."""
-    cause: BaseException | None = error
-    while cause is not None:
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return int(status) if status is not None else None
-        cause = cause.__cause__
-    return None
 
 
 def _reason(error: BaseException) -> str:

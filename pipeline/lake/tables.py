@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.lake.sink import TARGET_COLUMNS, MapSet
 from schemas.errors import did_you_mean
+from schemas.redact import redact
 from schemas.tables import EFFORT, IMAGES, MAPS, STATISTICS, images_schema
 
 _TRUE = frozenset({"true", "yes", "1"})
@@ -98,12 +99,16 @@ def images_table(unit_id: str, rows: Sequence[Mapping[str, Any]], attributes: Ma
             values = [row.get(field.name) for row in rows]
         if field.name in attributes:
             values = [convert(value, attributes[field.name]) for value in values]
-        elif field.name in _FLOATS:
+        if field.name in _TEXTS or attributes.get(field.name) == "string":
+            values = [None if value is None else redact(value) for value in values]
+        if field.name in _FLOATS:
             values = [None if value is None or math.isnan(value) else value for value in values]
         columns.append(pa.array(values, field.type))
     return pa.table(columns, schema=schema)
 
 
+# Columns that may hold URIs as a list of images has them, signed perhaps.
+_TEXTS = frozenset({"uri", "error"})
 _FLOATS = frozenset(field.name for field in IMAGES if pa.types.is_floating(field.type))
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.lake.documents import is_closed, read_commit, read_manifest, read_success
+from pipeline.lake.documents import is_closed, read_commit, read_manifest, read_quarantine, read_success
 from pipeline.lake.parallel import ahead
 from pipeline.lake.plan import digest_of, plan_bytes, read_plan
-from pipeline.lake.run import committed, is_leftover, quarantined, unnamed
+from pipeline.lake.run import committed, is_leftover, quarantined, remedy, unnamed
 from pipeline.lake.store import LakeStore
 from pipeline.lake.verify_unit import Problem, UnitCheck, check_unit, hash_id
 from schemas import layout
@@ -74,8 +74,8 @@ def verify(
     """
     manifest = read_manifest(store)
     result = Verification(planned=manifest.units)
-    planned = {unit.unit_id for unit in read_plan(store)}
-    digest = digest_of(plan_bytes(store), store.where(layout.PLAN_UNITS))
+    planned = {unit.unit_id for unit in read_plan(store, manifest)}
+    digest = digest_of(plan_bytes(store, manifest), store.where(layout.PLAN_UNITS))
     if digest != manifest.inputs_digest or len(planned) != manifest.units:
         result.add("plan", layout.PLAN_UNITS, f"{store.where(layout.PLAN_UNITS)} is not the plan of the manifest")
     have, given_up = committed(store), quarantined(store)
@@ -83,15 +83,20 @@ def verify(
     attempts: dict[str, str] = {}
     hashes: list[tuple[str, npt.NDArray[np.uint64]]] = []
     todo = sorted(have & planned)
-    for number, check in enumerate(ahead(lambda unit: _check(store, manifest, unit), todo, threads), start=1):
+    for number, check in enumerate(
+        ahead(lambda unit: _check(store, manifest, unit, unit in given_up), todo, threads), start=1
+    ):
         _count(result, check, attempts, hashes)
         if progress is not None:
             progress(number, len(todo))
     result.quarantined += len((given_up & planned) - have)
+    for problem in ahead(lambda unit: _check_quarantine(store, unit), sorted(given_up & planned), threads):
+        result.problems += problem
     _check_unique(store, result, hashes, attempts)
     success = _success(store, result)
     _check_unnamed(store, result, attempts, planned)
     if success is not None:
+        _check_slots(store, result, (given_up & planned) - have)
         _check_totals(result, success, manifest)
     return result
 
@@ -104,14 +109,40 @@ def _check_plan(store: LakeStore, result: Verification, planned: set[str], have:
         path = layout.commit(unit)
         result.add("unit_missing", path, f"{store.where(path)}: the unit has no result; run the job again, it resumes")
 
+    for unit in sorted(given_up - planned):
+        path = layout.quarantine(unit)
+        result.add("quarantine", path, f"{store.where(path)}: the plan has no such unit; delete this record")
 
-def _check(store: LakeStore, manifest: Manifest, unit: str) -> UnitCheck | Problem:
+
+def _check(store: LakeStore, manifest: Manifest, unit: str, given_up: bool) -> UnitCheck | Problem:
     path = layout.commit(unit)
     try:
         commit = read_commit(store, unit)
     except LakeError as error:
         return Problem("commit", path, str(error))
-    return UnitCheck(commit) if is_closed(commit) else check_unit(store, manifest, commit)
+    if not is_closed(commit):
+        return check_unit(store, manifest, commit)
+    check = UnitCheck(commit)
+    if not given_up:
+        path = layout.quarantine(unit)
+        check.add("quarantine", path, f"{store.where(path)} is not there, and the unit is given up; {remedy(unit)}")
+    return check
+
+
+def _check_quarantine(store: LakeStore, unit: str) -> list[Problem]:
+    try:
+        read_quarantine(store, unit)
+    except LakeError as error:
+        return [Problem("quarantine", layout.quarantine(unit), str(error))]
+    return []
+
+
+def _check_slots(store: LakeStore, result: Verification, open_slots: set[str]) -> None:
+    """A finished lake holds the slot of every unit, of those that were given up too."""
+    for unit in sorted(open_slots):
+        path = layout.commit(unit)
+        message = f"{store.where(path)} is not there, and the lake is finished; delete {layout.SUCCESS} and run again"
+        result.add("unit_missing", path, message)
 
 
 def _count(

@@ -67,7 +67,7 @@ def check_unit(store: LakeStore, manifest: Manifest, commit: Commit) -> UnitChec
                 info.path,
                 f"{problem}; {remedy(commit.unit_id)}",
             )
-        if content is not None:
+        elif content is not None:  # Parquet's reader may crash on a damaged file
             data[info.path] = content
     unit, attempt = commit.unit_id, commit.attempt
     images = _read_table(

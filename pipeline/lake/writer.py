@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections import Counter
@@ -14,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.lake import arrays, tables
+from pipeline.lake.documents import object_info, read_commit, seal, to_bytes
 from pipeline.lake.sink import MapSet, Sink, UnitResult, Written
 from pipeline.lake.store import LakeStore, MissingObjectError, StoreError
 from schemas import layout
-from schemas.documents import Commit, Manifest, ObjectInfo
+from schemas.documents import Commit, Manifest
 from schemas.errors import LakeError
 from schemas.job import Output
 from schemas.tables import MAPS, TABLES_VERSION
@@ -63,7 +63,7 @@ class LakeSink(Sink):
             return standing
         began = time.perf_counter()
         objects, maps = self._encode(result)
-        infos = [ObjectInfo(path=p, size=len(b), sha256=hashlib.sha256(b).hexdigest()) for p, b in objects.items()]
+        infos = [object_info(path, data) for path, data in objects.items()]
         with ThreadPoolExecutor(_PUT_THREADS, thread_name_prefix="lake-put") as pool:
             for _ in pool.map(self.store.put, objects.keys(), objects.values()):
                 pass
@@ -79,7 +79,7 @@ class LakeSink(Sink):
             seconds={name: round(value, 4) for name, value in {**result.seconds, "write": write}.items()},
             compute=dict(result.compute),
         )
-        return self._commit(commit, result)
+        return self._commit(seal(commit), result)
 
     def _commit(self, commit: Commit, result: UnitResult) -> Written:
         # A worker that outlived its run must not add to a lake whose totals stand; finalize holds the slots of the
@@ -89,7 +89,7 @@ class LakeSink(Sink):
                 f"{self.store.uri} is finished and takes no unit {commit.unit_id}; delete {layout.SUCCESS} to mend it"
             )
         try:
-            if self.store.put_if_absent(layout.commit(commit.unit_id), commit.model_dump_json(indent=1).encode()):
+            if self.store.put_if_absent(layout.commit(commit.unit_id), to_bytes(commit)):
                 return Written(commit, True)
         except StoreError:
             # The reply may be lost and the commit written: only reading it back tells.
@@ -104,10 +104,9 @@ class LakeSink(Sink):
 
     def _standing(self, result: UnitResult) -> Written | None:
         try:
-            data = self.store.get(layout.commit(result.unit_id))
+            commit = read_commit(self.store, result.unit_id)
         except MissingObjectError:
             return None
-        commit = Commit.model_validate_json(data)
         return Written(commit, commit.attempt == result.attempt)
 
     def _encode(self, result: UnitResult) -> tuple[dict[str, bytes], int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import schemas.job
 from pipeline.models.factory import ModelName, timm_tags, torchvision_weights
 from pipeline.models.trace import first_line
+from pipeline.sources.storage import open_fs, storage_errors
 from schemas.errors import InputError, did_you_mean
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th")
@@ -29,6 +31,8 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var|num_batches_tracked))$"
 )
+# How torch names what a pickle asks for and is refused.
+_GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
 _LISTED = 10
 
 
@@ -101,17 +105,12 @@ def read(uri: str, storage_options: Mapping[str, Any] | None = None) -> WeightsF
 
     Raises:
         InputError: missing, unreadable, damaged, or without tensors.
+        AccessError: the store cannot be used: credentials, bucket.
+        StorageError: the store does not answer as it should; the same request may succeed later.
     """
-    try:
-        with fsspec.open(uri, "rb", **(storage_options or {})) as file:
-            data: bytes = file.read()
-    except FileNotFoundError as error:
-        raise InputError(f"model.weights: there is no file '{uri}'; correct the path") from error
-    except Exception as error:  # each file system has errors of its own
-        raise InputError(
-            f"model.weights: '{uri}' cannot be read ({type(error).__name__}: {first_line(error)}); check the path, "
-            f"model.storage_options and your credentials"
-        ) from error
+    fs, path = open_fs(uri, storage_options, field="model.weights")
+    with storage_errors(uri, "model.weights"):
+        data: bytes = fs.cat_file(path)
     return _parse_safetensors(uri, data) if data[8:9] == b"{" else _parse_torch(uri, data)
 
 
@@ -134,16 +133,26 @@ def _parse_safetensors(uri: str, data: bytes) -> WeightsFile:
 
 def _parse_torch(uri: str, data: bytes) -> WeightsFile:
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; a file that does not load raises
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that is no pickle raises nearly anything
+        reason = _refused(error) if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise InputError(
-            f"model.weights: '{uri}' is no safetensors file, nor a torch file of tensors alone ({first_line(error)}); "
+            f"model.weights: '{uri}' is no safetensors file, nor a torch file of tensors alone ({reason}); "
             f"write it with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     return WeightsFile(_tensors(uri, content))
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """Why a pickle is not loaded; torch's own words advise to load it all the same."""
+    named = _GLOBAL.search(str(error))
+    what = f" ({named[1]})" if named else ""
+    return f"it holds a pickle that would run code or build other objects{what}, and is not loaded"
 
 
 def _tensors(uri: str, content: Any) -> dict[str, Tensor]:

@@ -5,14 +5,13 @@ else and whatever torchvision refuses. torchvision is given no PNG: one damaged 
 (segmentation fault, torchvision 0.29). The pixels are those of Pillow's ``convert("RGB")``: grey is repeated, palettes
 are looked up, an alpha channel is dropped (not composited), CMYK is converted, and of an animation the first frame is
 taken. The one exception is 16-bit grey, which Pillow would clip: it is scaled to 8 bits by its high byte, as Pillow
-itself does for 16-bit colour.
+itself does for 16-bit colour. Grey of 32 bits has no scale that could be known, and is refused.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +32,10 @@ _ORIENTATION_TAG = 0x0112
 _RGB_MODE = 3  # torchvision.io.ImageReadMode.RGB
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BOMB = f"the image has more pixels than the limit of {MAX_PIXELS}; shrink it before the job"
 _HIGH_BYTE_MODES = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2", "I;16N": "=u2"}
+# In these formats Pillow's 32-bit mode "I" holds 16-bit grey.
+_16_BIT_FORMATS = ("PNG", "PPM")
 
 # Pillow warns at half of the number above which it refuses. We refuse at that number, and the warning would only fill
 # the logs of a worker. Set once at import, because warnings.catch_warnings is not safe in threads that decode.
@@ -67,7 +69,7 @@ def decode(data: bytes, *, exif: Literal["ignore", "apply"] = "ignore") -> Decod
             (Pillow applies the orientation of TIFF files in any case; their tag then reads None.)
 
     Raises:
-        DecodeError: empty, truncated, not an image, or larger than :data:`MAX_PIXELS`.
+        DecodeError: empty, truncated, not an image, of 32-bit numbers, or larger than :data:`MAX_PIXELS`.
     """
     header = _open(data)
     width, height = header.size
@@ -103,10 +105,8 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise DecodeError(_not_an_image(data)) from None
     except Image.DecompressionBombError:
-        raise DecodeError(
-            f"the image has more pixels than the limit of {MAX_PIXELS}; shrink it before the job"
-        ) from None
-    except (OSError, ValueError, SyntaxError, EOFError, KeyError, struct.error) as error:
+        raise DecodeError(_BOMB) from None
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes; one image, one row
         raise DecodeError(f"the image's header cannot be read, it is damaged or cut off ({_words(error)})") from error
 
 
@@ -149,19 +149,36 @@ def _with_torchvision(data: bytes) -> Tensor | None:
 
 
 def _with_pillow(image: Image.Image) -> Tensor:
+    if image.format == "EPS":  # Pillow would run Ghostscript, and the file is the program
+        raise DecodeError("it is a PostScript program, not an image of pixels; convert it before the job")
     try:
-        if image.mode in _HIGH_BYTE_MODES:
-            image.load()
-            words = np.frombuffer(image.tobytes(), dtype=_HIGH_BYTE_MODES[image.mode]).reshape(
-                image.height, image.width
-            )
-            grey = (words >> 8).astype(np.uint8)
-            return torch.from_numpy(np.repeat(grey[:, :, None], 3, axis=2)).permute(2, 0, 1)
+        if image.mode in _HIGH_BYTE_MODES or (image.mode == "I" and image.format in _16_BIT_FORMATS):
+            return _grey(_words_of_16_bits(image))
+        if image.mode in ("I", "F"):
+            raise DecodeError(f"the image has 32-bit numbers (mode {image.mode}); convert it to 8 or 16 bits")
         array = np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
-        # What Pillow's plugins raise on damaged files; a truncated file is among them (OSError).
+    except DecodeError:
+        raise
+    except Image.DecompressionBombError:  # an icon may hold an image of another size than its header says
+        raise DecodeError(_BOMB) from None
+    except MemoryError as error:
+        size = f"{image.width} x {image.height}"
+        raise DecodeError(f"the memory does not suffice to decode {size} pixels; shrink it before the job") from error
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes; one image, one row
         raise DecodeError(f"the image is truncated or damaged ({_words(error)})") from error
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _words_of_16_bits(image: Image.Image) -> np.ndarray:
+    if image.mode == "I":
+        return np.array(image).clip(0, 0xFFFF).astype(np.uint16)
+    image.load()
+    return np.frombuffer(image.tobytes(), dtype=_HIGH_BYTE_MODES[image.mode]).reshape(image.height, image.width)
+
+
+def _grey(words: np.ndarray) -> Tensor:
+    grey = (words >> 8).astype(np.uint8)
+    return torch.from_numpy(np.repeat(grey[:, :, None], 3, axis=2)).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -169,7 +186,7 @@ def _orientation(image: Image.Image) -> int | None:
         return None
     try:
         value = image.getexif().get(_ORIENTATION_TAG)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+    except Exception:  # noqa: BLE001 - as above
         return None  # damaged metadata of a good image: it has no orientation that can be read
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 

@@ -62,7 +62,7 @@ def as_label(value: Any, field: str) -> int | str | None:
         if value.is_integer():
             return int(value)
     if isinstance(value, str):
-        return value.strip() or None
+        return printable(value).strip() or None
     raise LabelError(f"the label in '{field}' is {_shown(value)}, neither a class index nor a class name")
 
 
@@ -70,7 +70,33 @@ def as_id(value: Any) -> str | None:
     """Return an image id as text that UTF-8 can write, or None where there is none."""
     if value is None or value is MISSING or value == "":
         return None
-    return str(value).encode("utf-8", "backslashreplace").decode()
+    return printable(str(value))
+
+
+def as_attribute(value: Any) -> Any:
+    """Return an attribute's value with text that UTF-8 can write; None where there is none."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {as_attribute(key): as_attribute(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_attribute(item) for item in value]
+    return None if value is MISSING else value
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with each half of a surrogate pair, which UTF-8 cannot write, as an escape.
+
+    JSON may hold such halves, and Python reads each byte of a file's name that is not UTF-8 as one.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def name_fault(uri: str) -> str | None:
+    """Say why no file can be called ``uri``, which no store would do in one way; None where one can."""
+    if "\0" in uri or printable(uri) != uri:
+        return f"the URI {_shown(uri)} holds a character that no file's name may have"
+    return None
 
 
 def unique(name: str, seen: set[str]) -> str:
@@ -112,5 +138,5 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = printable(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,6 +12,7 @@ further columns: attributes, the id, and, where ``source.label`` names one, the 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +23,12 @@ from pipeline.sources.base import Sample, Source
 from pipeline.sources.fetch import ImageReader
 from pipeline.sources.fields import (
     IMAGE_SUFFIXES,
-    MISSING,
     LabelError,
+    as_attribute,
     as_id,
     as_label,
     lookup,
+    printable,
     require_fields,
     unique,
 )
@@ -41,6 +43,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NAME_COLUMN = "file_name"
 
 _LIST_THREADS = 8
+# A byte of a name that is no UTF-8, as an escaped half of a surrogate pair.
+_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class Folder(Source):
                 yield self._unit(index, root, batch, version)
                 index += 1
             if index == begin:
-                held = ", ".join(f"{count} .{suffix}" for suffix, count in others.most_common(5))
+                held = ", ".join(f"{count} .{printable(suffix)}" for suffix, count in others.most_common(5))
                 raise InputError(
                     f"source.uri: no image is under '{root.uri}'; it holds {held or 'no files'} "
                     f"(images end in .{', .'.join(IMAGE_SUFFIXES[:6])}, ...)"
@@ -96,7 +100,10 @@ class Folder(Source):
     def read(self, unit: Unit) -> Iterator[Sample]:
         """Stream the files of a unit, read ahead on threads; see :meth:`Source.read`."""
         reader = ImageReader(f"{unit.uri}/", self.config.storage_options)
-        yield from reader.fill_all(self._samples(unit))
+        for sample in reader.fill_all(self._samples(unit)):
+            sample.uri = printable(sample.uri)
+            sample.error = None if sample.error is None else printable(sample.error)
+            yield sample
 
     def _samples(self, unit: Unit) -> Iterator[Sample]:
         root = Naming(self.config.uris, folders=True).name(unit.uri)
@@ -105,7 +112,7 @@ class Folder(Source):
         rows = self._metadata_rows(unit.uri, frozenset(members))
         seen: set[str] = set()
         for member in members:
-            sample = Sample(prefix + member, f"{unit.uri}/{member}", None)
+            sample = Sample(prefix + member, f"{unit.uri}/{_on_disk(member)}", None)
             if "/" in member:
                 sample.label = member.partition("/")[0]
             if rows is not None:
@@ -130,7 +137,7 @@ class Folder(Source):
                 sample.error, sample.status = str(error), "label_error"
         for attribute in self.config.attributes:
             value = lookup(row, attribute.path)
-            sample.attributes[attribute.name] = None if value is MISSING else value
+            sample.attributes[attribute.name] = as_attribute(value)
 
     def _files(self, root: Found) -> Iterator[_File]:
         """Yield the files under a root: those directly in it, then folder by folder, sorted."""
@@ -159,15 +166,15 @@ class Folder(Source):
     def _unit(self, index: int, root: Found, files: list[_File], metadata: str | None) -> Unit:
         versions = hashlib.sha256((metadata or "").encode())
         for file in files:
-            versions.update(f"{file.name}\t{file.size}\t{file.version}\n".encode())
+            versions.update(f"{printable(file.name)}\t{file.size}\t{file.version}\n".encode())
         sizes = [file.size for file in files]
         return Unit(
-            unit_id(index, files[0].name.rpartition(".")[0]),
+            unit_id(index, printable(files[0].name).rpartition(".")[0]),
             index,
             root.uri,
             byte_size=None if None in sizes else sum(size or 0 for size in sizes),
             etag=versions.hexdigest()[:32],
-            members=tuple(file.name for file in files),
+            members=tuple(printable(file.name) for file in files),
             images=len(files),
         )
 
@@ -212,6 +219,11 @@ class Folder(Source):
             if name in members:
                 rows[name] = record.values
         return rows
+
+
+def _on_disk(member: str) -> str:
+    """Return the name that the file system knows: the plan holds bytes that are no UTF-8 as :func:`printable` does."""
+    return _BYTE.sub(lambda match: chr(int(match[1], 16)), member)
 
 
 SOURCE = Folder

@@ -19,7 +19,16 @@ from pipeline.sources.ahead import map_ahead
 from pipeline.sources.arrow import reading
 from pipeline.sources.base import Sample, Source, UnitError
 from pipeline.sources.fetch import ImageReader
-from pipeline.sources.fields import MISSING, LabelError, as_id, as_label, lookup, require_fields, unique
+from pipeline.sources.fields import (
+    LabelError,
+    as_attribute,
+    as_id,
+    as_label,
+    lookup,
+    name_fault,
+    require_fields,
+    unique,
+)
 from pipeline.sources.patterns import Found, Naming, check_unchanged, find
 from pipeline.sources.sniff import HEAD_BYTES, check_kind
 from pipeline.sources.storage import open_fs, open_random, read_head, storage_errors
@@ -118,10 +127,12 @@ class Parquet(Source):
                     others = batch.drop_columns([image]) if image not in self._fields else batch
                     records = others.to_pylist() if others.num_columns else [{}] * batch.num_rows
                 for number, record in enumerate(records):
+                    with reading(unit.uri, partial(_damaged, unit.uri, f"row {row}")):
+                        value = images[number].as_py()
                     sample = Sample(f"{stem}/{row}", unit.uri, None)
                     self._describe(sample, record, seen)
                     if sample.error is None:
-                        _set_image(sample, images[number].as_py(), kind, image, reader)
+                        _set_image(sample, value, kind, image, reader)
                     row += 1
                     yield sample
 
@@ -153,7 +164,7 @@ class Parquet(Source):
                 sample.error, sample.status = str(error), "label_error"
         for attribute in self.config.attributes:
             value = lookup(record, attribute.path)
-            sample.attributes[attribute.name] = None if value is MISSING else value
+            sample.attributes[attribute.name] = as_attribute(value)
 
     @property
     def _wanted(self) -> dict[str, str]:
@@ -249,7 +260,8 @@ def _set_image(sample: Sample, value: Any, kind: Kind, column: str, reader: Imag
     if data is not None:
         sample.data, sample.byte_size = data, len(data)
     elif path:
-        sample.uri = reader.resolve(path)
+        # In a struct the path may be of any type.
+        sample.uri, sample.error = reader.resolve(str(path)), name_fault(str(path))
     else:
         sample.error = f"the column '{column}' is null in this row"
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from pipeline.sources.ahead import map_ahead
 from pipeline.sources.braces import expand_braces
+from pipeline.sources.faults import refusal
+from pipeline.sources.fields import printable
 from pipeline.sources.storage import etag, open_fs, protocol_of, storage_errors, strip_protocol
 from schemas.errors import InputError, near
 
@@ -87,6 +89,8 @@ def find(
         for matches in map_ahead(resolve, expanded, threads=_HEAD_THREADS):
             for uri, info in matches:
                 name = naming.name(uri)
+                if name != printable(name):
+                    raise InputError(f"{_FIELD}: the name of '{printable(uri)}' is not UTF-8; rename it")
                 digest = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
                 if digest in seen:
                     raise InputError(
@@ -178,7 +182,9 @@ def list_folder(fs: Any, path: str, uri: str) -> list[tuple[str, dict[str, Any]]
     with storage_errors(uri, _FIELD):
         try:
             listing = fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if refusal(error) is not None:  # not the folder is missing, but its bucket
+                raise
             return []
         for info in listing:
             full = info["name"].rstrip("/")
@@ -215,6 +221,8 @@ def _stat(
         try:
             info = fs.info(path)
         except FileNotFoundError as error:
+            if refusal(error) is not None:
+                raise
             try:
                 reason = _no_match(uri, pattern, storage_options, "folder" if folders else "file")
             except InputError:  # the bucket itself is not there or not readable: the first error says it best

@@ -16,17 +16,15 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from schemas.errors import CamlakeError, InputError, did_you_mean
+from pipeline.sources.faults import CLIENTS, denied, refusal
+from pipeline.sources.remote import RemoteFiles, with_limits
+from schemas.errors import AccessError, CamlakeError, InputError, did_you_mean
 
 #: Bytes asked for at once from an object store when a file is read from front to back.
 BLOCK_BYTES = 8 << 20
 
 _BUFFER_BYTES = 1 << 20
 _EXTRAS = {"s3": "camlake[s3]", "s3a": "camlake[s3]", "gs": "camlake[gcs]", "gcs": "camlake[gcs]"}
-# Store clients raise errors of their own that are no OSError; they are known by the package that defines them.
-_CLIENTS = {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "s3fs"}
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "TokenRetrievalError"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed", "TokenRefreshRequired"}
 
 
 class StorageError(CamlakeError):
@@ -36,7 +34,7 @@ class StorageError(CamlakeError):
 def open_fs(
     uri: str, storage_options: Mapping[str, Any] | None = None, *, field: str = "source.uri"
 ) -> tuple[Any, str]:
-    """Return the fsspec file system of ``uri`` and the path in it.
+    """Return the file system of ``uri`` and the path in it: fsspec's, or :class:`RemoteFiles` behind a network.
 
     Listings are never cached: a stale one would hide files that were written since.
 
@@ -53,7 +51,7 @@ def open_fs(
         options.setdefault("use_listings_cache", False)
     try:
         with storage_errors(uri, field):
-            fs, path = url_to_fs(uri, **options)
+            fs, path = url_to_fs(uri, **with_limits(uri, options))
     except ValueError as error:
         protocol = protocol_of(uri)
         known = fsspec.available_protocols()
@@ -65,7 +63,7 @@ def open_fs(
         ) from error
     except TypeError as error:
         raise translate(error, uri, field) from error
-    return fs, path
+    return (fs if isinstance(fs, LocalFileSystem | MemoryFileSystem) else RemoteFiles(fs)), path
 
 
 def protocol_of(uri: str) -> str:
@@ -109,24 +107,24 @@ def storage_errors(uri: str, field: str) -> Iterator[None]:
 def is_storage_error(error: BaseException) -> bool:
     """Tell whether ``error`` comes from the file system or a store's client."""
     chain = (error, error.__cause__, error.__context__)
-    if isinstance(error, OSError | ImportError) or any(_package(link) in _CLIENTS for link in chain if link):
+    if isinstance(error, OSError | ImportError) or any(_package(link) in CLIENTS for link in chain if link):
         return True
     # clients are made at the first request, so that is where an option they do not know is refused
-    return isinstance(error, TypeError) and _raised_in(error) in _CLIENTS
+    return isinstance(error, TypeError) and _raised_in(error) in CLIENTS
 
 
 def is_final(error: BaseException) -> bool:
-    """Tell whether asking again is useless: the file is not there, is no file, or may not be read."""
-    if isinstance(error, PermissionError):
-        return _code(error) not in _EXPIRED
-    return isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    """Tell whether this file can never be read, and others can: it is not there, is no file, or may not be read."""
+    kinds = PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError
+    return isinstance(error, kinds) and refusal(error) is None
 
 
 def translate(error: BaseException, uri: str, field: str) -> CamlakeError:
     """Return the error of one sentence for what a store raised about ``uri``.
 
-    An :class:`InputError` where the user can put it right (no such file or bucket, no access, no credentials, a
-    package that is missing), a :class:`StorageError` where trying again may help.
+    An :class:`AccessError` where the store cannot be used at all (no such bucket, no credentials or wrong ones), an
+    :class:`InputError` where the user can put this file right (it is not there or may not be read, a package that is
+    missing), a :class:`StorageError` where trying again may help.
     """
     name = type(error).__name__
     where = f"{field}: '{uri}'"
@@ -136,23 +134,16 @@ def translate(error: BaseException, uri: str, field: str) -> CamlakeError:
         extra = _EXTRAS.get(protocol_of(uri))
         remedy = f"install {extra}" if extra else "install it"
         return InputError(f"{where} needs a package that is not installed ({_one_line(error)}); {remedy}")
-    if name in _NO_CREDENTIALS:
-        return InputError(
-            f"{where} needs credentials and none were found; set them in the environment or in storage_options "
-            "(anon: true for public buckets)"
-        )
+    refused = refusal(error)
+    if refused is not None:
+        return AccessError(f"{where} cannot be read: {refused.reason}; {refused.remedy}")
     if isinstance(error, TypeError):
         return InputError(f"{where} is refused with its storage_options ({_one_line(error)}); correct or remove them")
     if isinstance(error, FileNotFoundError):
-        if _code(error) == "NoSuchBucket":
-            return InputError(f"{where} is in a bucket that does not exist; check the bucket's name and the endpoint")
         return InputError(f"{where} does not exist; check the path")
-    if isinstance(error, PermissionError):
-        if _code(error) in _EXPIRED:
-            return InputError(f"{where} was refused because the credentials have expired; renew them")
-        return InputError(
-            f"{where} may not be read (access denied{_detail(error)}); check the credentials and their permissions"
-        )
+    not_allowed = denied(error)
+    if not_allowed is not None:
+        return InputError(f"{where} may not be read: {not_allowed.reason}; {not_allowed.remedy}")
     if isinstance(error, IsADirectoryError):
         return InputError(f"{where} is a folder, not a file")
     if isinstance(error, NotADirectoryError):
@@ -177,25 +168,25 @@ def etag(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def open_sequential(fs: Any, path: str, *, block_bytes: int = BLOCK_BYTES) -> BinaryIO:
+def open_sequential(fs: Any, path: str, *, block_bytes: int = BLOCK_BYTES, size: int | None = None) -> BinaryIO:
     """Open a file that is read from front to back: few large requests, cheap small reads and short seeks.
 
-    At most about ``block_bytes`` are held.
+    At most about ``block_bytes`` are held. A store that announces another ``size`` than the given one is asked again.
     """
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb", buffering=_BUFFER_BYTES)  # noqa: PTH123 - the caller closes it
     if isinstance(fs, MemoryFileSystem):
         # fsspec hands the same file object, with one position, to everybody who opens the path
         return io.BytesIO(fs.cat_file(path))
-    raw = fs.open(path, "rb", block_size=block_bytes, cache_type="readahead")
+    raw: Any = fs.open(path, block_bytes, "readahead", size)
     return io.BufferedReader(raw, _BUFFER_BYTES)
 
 
-def open_random(fs: Any, path: str) -> BinaryIO:
+def open_random(fs: Any, path: str, *, size: int | None = None) -> BinaryIO:
     """Open a file that is read in ranges the reader chooses: each read is one request of just its bytes."""
     if isinstance(fs, LocalFileSystem | MemoryFileSystem):
         return open_sequential(fs, path)
-    file: BinaryIO = fs.open(path, "rb", cache_type="none")
+    file: BinaryIO = fs.open(path, None, "none", size)
     return file
 
 
@@ -216,21 +207,6 @@ def _raised_in(error: BaseException) -> str:
     while trace is not None:
         name, trace = str(trace.tb_frame.f_globals.get("__name__")), trace.tb_next
     return name.partition(".")[0]
-
-
-def _code(error: BaseException | None) -> str | None:
-    """Return the error code of an S3 answer, from the error or its causes."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code"))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _detail(error: BaseException) -> str:
-    code = _code(error)
-    return f": {code}" if code and not code.isdigit() else ""
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,6 +18,11 @@ from pipeline.sources.base import UnitError
 #: What reading a damaged (compressed) archive raises.
 DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error)
 
+# A header may claim any size, and name another header as its own extension without end.
+_HEADER_DAMAGE = (*DAMAGE, ValueError, OverflowError, MemoryError, RecursionError)
+# Beyond this, not every file system can seek.
+_MOST_BYTES = 1 << 43
+
 _TAIL_BYTES = 1 << 20
 
 # Subclasses of tarfile.HeaderError, in the module for decades but not in the type stubs.
@@ -66,10 +71,10 @@ class TarStream:
         try:
             # Names that are not UTF-8 stay distinct and printable, since they become image ids.
             self._archive = _Archive(fileobj=self._file, mode="r", encoding="utf-8", errors="backslashreplace")
-        except DAMAGE as error:
+        except _HEADER_DAMAGE as error:
             self._file.close()
             file.close()
-            raise UnitError(f"{uri} is no readable tar archive ({error}); write the shard again") from error
+            raise UnitError(f"{uri} is no readable tar archive ({_words(error)}); write the shard again") from error
 
     def __enter__(self) -> TarStream:
         return self
@@ -95,11 +100,14 @@ class TarStream:
             offset = self._archive.offset
             try:
                 member = self._archive.next()
-            except DAMAGE as error:
+            except _HEADER_DAMAGE as error:
                 raise self._damaged(offset, error) from error
             if member is None:
                 self._check_end()
                 return
+            # A negative size would lead back to this header, for ever.
+            if member.size < 0 or not offset <= self._archive.offset <= _MOST_BYTES:
+                raise self._damaged(offset, tarfile.HeaderError(f"a member of {member.size} bytes"))
             # tarfile keeps every header for random access; a shard may have millions
             self._archive.members.clear()  # type: ignore[attr-defined]
             yield member
@@ -130,10 +138,9 @@ class TarStream:
         return None if self.compressed or member.issparse() else member.offset_data
 
     def _damaged(self, offset: int, error: Exception) -> UnitError:
-        detail = " ".join(str(error).split())
         return UnitError(
             f"{self.uri} is damaged or cut near offset {offset}{' after decompression' if self.compressed else ''} "
-            f"({detail}); write or copy the shard again"
+            f"({_words(error)}); write or copy the shard again"
         )
 
     def _check_end(self) -> None:
@@ -156,3 +163,7 @@ class TarStream:
                     )
         except DAMAGE as error:
             raise self._damaged(offset, error) from error
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

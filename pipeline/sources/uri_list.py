@@ -1,8 +1,8 @@
 """A list: a CSV, JSON Lines or Parquet manifest whose rows name one image each (format name ``list``).
 
 The image's URI stands in the column that ``source.image`` names, else in the first of :data:`URI_COLUMNS` that exists;
-it is absolute or relative to the manifest's folder. Image ids are ``source.id``'s column, else the URI as written,
-behind the manifest's folder where the manifests lie in several folders.
+it is absolute or relative to the manifest's folder. Image ids are ``source.id``'s column, else the URI as
+written without credentials, behind the manifest's folder where the manifests lie in several folders.
 
 A unit is a run of rows. ``Unit.start`` and ``stop`` are byte offsets in CSV and JSON Lines and row numbers in Parquet,
 so that reading a unit parses no other rows.
@@ -19,12 +19,23 @@ import numpy as np
 
 from pipeline.sources.base import Sample, Source
 from pipeline.sources.fetch import ImageReader
-from pipeline.sources.fields import MISSING, LabelError, as_id, as_label, lookup, require_fields, unique
+from pipeline.sources.fields import (
+    LabelError,
+    as_attribute,
+    as_id,
+    as_label,
+    lookup,
+    name_fault,
+    printable,
+    require_fields,
+    unique,
+)
 from pipeline.sources.manifest import Manifest, Record, open_manifest
 from pipeline.sources.patterns import Found, Naming, check_unchanged, find
 from pipeline.sources.storage import storage_errors
 from schemas.errors import InputError
 from schemas.layout import unit_id
+from schemas.redact import redact
 from schemas.unit import Unit
 
 #: Columns that hold the URI where the job file names none, the preferred first.
@@ -85,12 +96,13 @@ class UriList(Source):
         seen: set[str] = set()
         for record in manifest.records(unit.start, unit.stop, self._needed(columns, uri_column)):
             wanted = self._id(record, uri_column, folder, unit.uri)
-            sample = Sample(unique(wanted, seen), reader.resolve(str(lookup(record.values, uri_column))), None)
+            written = str(lookup(record.values, uri_column))
+            sample = Sample(unique(wanted, seen), reader.resolve(printable(written)), None, error=name_fault(written))
             if sample.image_id != wanted:
                 sample.error = f"the image id '{wanted}' appears again in {unit.uri}; give each row an id (source.id)"
             for attribute in self.config.attributes:
                 value = lookup(record.values, attribute.path)
-                sample.attributes[attribute.name] = None if value is MISSING else value
+                sample.attributes[attribute.name] = as_attribute(value)
             if self.config.label:
                 try:
                     sample.label = as_label(lookup(record.values, self.config.label), self.config.label)
@@ -133,6 +145,7 @@ class UriList(Source):
 
     def _id(self, record: Record, uri_column: str, folder: str, uri: str) -> str:
         written = as_id(lookup(record.values, uri_column))
+        written = written and redact(written)
         if written is None:
             raise InputError(f"{_FIELD}: {record.place} of '{uri}' has no '{uri_column}'; give it one or remove it")
         if self.config.id:

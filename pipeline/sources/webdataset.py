@@ -21,7 +21,17 @@ from typing import Any
 
 import schemas.job
 from pipeline.sources.base import Sample, Source, UnitError
-from pipeline.sources.fields import IMAGE_SUFFIXES, MISSING, LabelError, as_id, as_label, closest, lookup, unique
+from pipeline.sources.fields import (
+    IMAGE_SUFFIXES,
+    MISSING,
+    LabelError,
+    as_attribute,
+    as_id,
+    as_label,
+    closest,
+    lookup,
+    unique,
+)
 from pipeline.sources.patterns import Naming, check_unchanged, find
 from pipeline.sources.sniff import HEAD_BYTES, check_kind
 from pipeline.sources.storage import open_fs, open_sequential, read_head, storage_errors
@@ -36,6 +46,9 @@ _FIELD = "source.uri"
 _PEEK_SAMPLES = 32
 _PEEK_SHARDS = 8
 _PEEK_BYTES = 16 << 20
+#: Larger members are not read: no image of as many pixels as are decoded needs more, and a gzip file of a few
+#: megabytes can hold them.
+MAX_MEMBER_BYTES = 2 << 30
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -54,6 +67,7 @@ class _Group:
     members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
     data: dict[str, bytes] = field(default_factory=dict)
     repeated: str | None = None
+    too_large: tarfile.TarInfo | None = None
 
     def image(self, suffixes: Sequence[str]) -> str | None:
         """Return the first of ``suffixes`` that the sample has."""
@@ -109,7 +123,7 @@ class WebDataset(Source):
         prefix = _stem(Naming(self.config.uris).name(unit.uri))
         keys: set[str] = set()
         ids: set[str] = set()
-        with self._open(unit.uri, unit.etag) as stream:
+        with self._open(unit.uri, unit) as stream:
             for group in self._groups(stream, self._images):
                 plain = group.key.removeprefix("./")
                 key = unique(plain, keys)
@@ -127,11 +141,12 @@ class WebDataset(Source):
                     sample.data = None
                 yield sample
 
-    def _open(self, uri: str, planned: str | None = None) -> TarStream:
+    def _open(self, uri: str, planned: Unit | None = None) -> TarStream:
         fs, path = open_fs(uri, self.config.storage_options)
         with storage_errors(uri, _FIELD):
-            check_unchanged(fs, path, uri, planned)
-            return TarStream(open_sequential(fs, path), uri)
+            check_unchanged(fs, path, uri, planned.etag if planned else None)
+            # A store that gives a smaller size would make the shard look cut, and what is cut is recorded as damage.
+            return TarStream(open_sequential(fs, path, size=planned.byte_size if planned else None), uri)
 
     def _groups(self, stream: TarStream, images: Sequence[str]) -> Iterator[_Group]:
         """Yield the samples; of the ``images`` suffixes only the bytes of the preferred one are kept.
@@ -152,7 +167,7 @@ class WebDataset(Source):
             if member is None:
                 break
             split = split_name(member.name)
-            if split is None or not (member.isreg() or member.islnk() or member.issym()):
+            if split is None or member.isdir():
                 continue
             key, suffix = split
             if group is None or key != group.key:
@@ -167,6 +182,9 @@ class WebDataset(Source):
             group.members[suffix] = member
             preferred = suffix in images and group.image(images) == suffix
             if member.isreg() and (preferred or suffix in self._texts):
+                if member.size > MAX_MEMBER_BYTES:
+                    group.too_large = member
+                    continue
                 with storage_errors(stream.uri, _FIELD):
                     group.data[suffix] = stream.read(member)
                 if preferred and best is not None and best not in self._texts:
@@ -195,13 +213,16 @@ class WebDataset(Source):
         sample.byte_offset = stream.locate(member)
         if group.repeated is not None:
             raise _SampleError(f"the member '{group.key}.{group.repeated}' appears twice in the sample")
-        if suffix not in group.data:
+        if group.too_large is not None:
             raise _SampleError(
-                f"the member '{member.name}' is a link to '{member.linkname}'; write the shard with links followed"
+                f"the member '{group.too_large.name}' has {group.too_large.size} bytes, more than the limit of "
+                f"{MAX_MEMBER_BYTES}; write it smaller"
             )
+        if suffix not in group.data:
+            raise _SampleError(_no_file(member))
         for attribute in self.config.attributes:
             value = record.get(attribute.path)
-            sample.attributes[attribute.name] = None if value is MISSING else value
+            sample.attributes[attribute.name] = as_attribute(value)
         if self.config.label:
             sample.label = self._label(record)
         sample.data = group.data[suffix]
@@ -317,6 +338,12 @@ class _Record:
                 detail = " ".join(str(error).split())
                 raise _SampleError(f"the member '{self._group.key}.json' is no readable JSON ({detail})") from error
         return self._json
+
+
+def _no_file(member: tarfile.TarInfo) -> str:
+    if member.islnk() or member.issym():
+        return f"the member '{member.name}' is a link to '{member.linkname}'; write the shard with links followed"
+    return f"the member '{member.name}' is a device or pipe, not a file; write the shard without it"
 
 
 def _stem(name: str) -> str:

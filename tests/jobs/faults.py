@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 def make_data(folder: Path, images: int, shards: int) -> Path:
     """Write shards of scenes, weights and an empty folder of orders; returns ``folder``."""
     write_shards(make_scenes(images, split="test", seed=5), folder / "shards", shards=shards)
-    (folder / "orders").mkdir()
+    (folder / "orders").mkdir(parents=True)
     torch.manual_seed(3)
     save_file(net(str(folder)).state_dict(), folder / "net.safetensors")
     return folder

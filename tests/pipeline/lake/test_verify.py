@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.lake import arrays
-from pipeline.lake.documents import read_commit, to_bytes
+from pipeline.lake.documents import read_commit, read_manifest, to_bytes
 from pipeline.lake.run import create_or_resume
 from pipeline.lake.store import LakeStore
 from pipeline.lake.verify import verify
 from schemas import layout
-from schemas.documents import ObjectInfo
+from schemas.documents import ObjectInfo, Success
 from schemas.errors import InputError, LakeError
 from tests.pipeline.lake.helpers import build, contents, make_manifest, make_plan, make_result, sink_for, unit_id
 
@@ -188,6 +189,10 @@ def test_extra_objects(lake: LakeStore) -> None:
 
 def test_another_plan(lake: LakeStore) -> None:
     lake.put(layout.PLAN_UNITS, make_plan(3, "other").data)
+    with pytest.raises(LakeError, match=r"plan/units\.parquet has .* bytes, and camlake\.json says"):
+        verify(lake)
+    old = read_manifest(lake).model_dump(mode="json", exclude={"plan", "sha256"})
+    lake.put(layout.MANIFEST, json.dumps(old).encode())
     assert problems(lake) == [("plan", layout.PLAN_UNITS)]
     lake.put(layout.PLAN_UNITS, b"PAR1")
     with pytest.raises(LakeError, match=r"plan/units\.parquet"):
@@ -195,9 +200,9 @@ def test_another_plan(lake: LakeStore) -> None:
 
 
 def test_wrong_totals(lake: LakeStore) -> None:
-    text = lake.get(layout.SUCCESS).decode()
-    assert '"maps": 72' in text
-    lake.put(layout.SUCCESS, text.replace('"maps": 72', '"maps": 73').encode())
+    success = Success.model_validate_json(lake.get(layout.SUCCESS))
+    assert success.maps == 72
+    lake.put(layout.SUCCESS, to_bytes(success.model_copy(update={"maps": 73})))
     result = verify(lake)
     assert [problem.message for problem in result.problems] == ["_SUCCESS.json: maps is 73, and the lake holds 72"]
     lake.put(layout.SUCCESS, b"{}")

@@ -20,7 +20,7 @@ from pipeline.sources.storage import (
     strip_protocol,
     translate,
 )
-from schemas.errors import CamlakeError, InputError
+from schemas.errors import AccessError, CamlakeError, InputError
 from tests.pipeline.sources.conftest import Place
 from tests.s3_server import S3Server, S3Store
 
@@ -71,14 +71,15 @@ def test_options_that_do_not_fit(options: dict[str, Any]) -> None:
 def test_s3_errors_are_sentences(s3_store: S3Store) -> None:
     options = s3_store.storage_options
     kind, message = _message("s3://no-such-bucket-anywhere/x.tar", options)
-    assert kind is InputError
-    assert "in a bucket that does not exist" in message or "does not exist; check the path" in message
+    assert kind is AccessError
+    assert "there is no such bucket; create it" in message
     kind, message = _message(s3_store.url("x.tar"), options)
     assert kind is InputError
     assert "does not exist" in message
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.sources.retry.TRIES", 2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -99,7 +100,7 @@ def test_no_credentials(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     options = {"client_kwargs": s3_server.storage_options["client_kwargs"]}
     kind, message = _message("s3://b/x.tar", options)
-    assert kind is InputError
+    assert kind is AccessError
     assert "needs credentials and none were found" in message
 
 
@@ -119,10 +120,10 @@ def _coded(kind: type[OSError], code: str) -> OSError:
     ("error", "kind", "part", "final"),
     [
         (FileNotFoundError("x"), InputError, "does not exist; check the path", True),
-        (_coded(FileNotFoundError, "NoSuchBucket"), InputError, "in a bucket that does not exist", True),
-        (PermissionError("x"), InputError, "access denied)", True),
-        (_coded(PermissionError, "AccessDenied"), InputError, "access denied: AccessDenied)", True),
-        (_coded(PermissionError, "ExpiredToken"), InputError, "the credentials have expired", False),
+        (_coded(FileNotFoundError, "NoSuchBucket"), AccessError, "there is no such bucket", False),
+        (PermissionError("x"), InputError, "access is denied (x)", True),
+        (_coded(PermissionError, "AccessDenied"), InputError, "access is denied (AccessDenied)", True),
+        (_coded(PermissionError, "ExpiredToken"), AccessError, "the credentials have expired", False),
         (IsADirectoryError("x"), InputError, "is a folder, not a file", True),
         (NotADirectoryError("x"), InputError, "is a file, not a folder", True),
         (TimeoutError("slow\nserver"), StorageError, "(TimeoutError: slow server); try again", False),
