@@ -140,6 +140,8 @@ def test_units_of_a_list_cover_every_row_once(files: list[list[str]], limit: int
     root, uris, expected = memory(), [], []
     image = put(f"{root}/image.png", b"image")
     for number, texts in enumerate(files):
+        if form == "csv":  # a file with NUL is no text
+            texts = [text.replace("\0", "") for text in texts]
         rows = [{"id": f"{number}/{i}", "uri": image, "note": text} for i, text in enumerate(texts)]
         uris.append(put(f"{root}/list-{number}.{form}", listed(rows, form, blank_lines)))
         expected += [(row["id"], row["note"]) for row in rows]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.sources.ahead import map_ahead
 from pipeline.sources.base import Sample
@@ -49,6 +52,10 @@ class ImageReader:
         same = protocol_of(sample.uri) == self._protocol or self._protocol in _LOCAL
         try:
             fs, path = open_fs(sample.uri, self._options if same else None, field="image")
+            if isinstance(fs, LocalFileSystem) and Path(path).exists() and not Path(path).is_file():
+                # A pipe would never end, and some devices neither.
+                sample.error = f"image: '{sample.uri}' is a folder, a pipe or a device, not a file; give a file"
+                return sample
             data = fs.cat_file(path)
         except InputError as error:
             sample.error = str(error)

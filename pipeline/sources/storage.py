@@ -6,6 +6,7 @@ Nothing here knows of images: other rooms may open their files through it too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -24,6 +25,8 @@ from schemas.errors import AccessError, CamlakeError, InputError, did_you_mean
 BLOCK_BYTES = 8 << 20
 
 _BUFFER_BYTES = 1 << 20
+# A name that is too long, a ring of links, devices that are not there.
+_NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 _EXTRAS = {"s3": "camlake[s3]", "s3a": "camlake[s3]", "gs": "camlake[gcs]", "gcs": "camlake[gcs]"}
 
 
@@ -116,7 +119,8 @@ def is_storage_error(error: BaseException) -> bool:
 def is_final(error: BaseException) -> bool:
     """Tell whether this file can never be read, and others can: it is not there, is no file, or may not be read."""
     kinds = PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError
-    return isinstance(error, kinds) and refusal(error) is None
+    odd = isinstance(error, OSError) and error.errno in _NO_FILE
+    return (isinstance(error, kinds) or odd) and refusal(error) is None
 
 
 def translate(error: BaseException, uri: str, field: str) -> CamlakeError:

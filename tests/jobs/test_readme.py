@@ -48,3 +48,10 @@ def test_the_commands_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^\$ make (\w+)", README, re.MULTILINE))
     makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
     assert {"demo", "test"} <= targets and all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/[\w/]+\.py)`", (root / "README.md").read_text())
+    assert len(named) >= 10
+    assert not [name for name in named if not (root / name).exists()]

@@ -17,6 +17,7 @@ import schemas.job
 from pipeline.sources import Sample, open_source
 from pipeline.sources import webdataset as webdataset_module
 from pipeline.sources.base import UnitError
+from pipeline.sources.fetch import ImageReader
 from schemas.errors import InputError
 from tests.hostile_containers import BESIDE, Container, containers, image, summed, tar
 
@@ -56,13 +57,8 @@ def collected(found: Iterator[Sample], into: list[Sample]) -> list[Sample]:
     return []
 
 
-LONG = pytest.mark.xfail(strict=True, reason="storage.is_final does not know ENAMETOOLONG")
-
-
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LONG if name == "long name.jsonl" else ()) for name in CONTAINERS]
-)
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_a_container_gives_its_images_and_says_what_is_wrong(name: str, tmp_path: Path) -> None:
     item = CONTAINERS[name]
     for beside, data in BESIDE.items() if item.format == "list" else ():
@@ -205,3 +201,12 @@ def test_extracting_would_have_written_outside(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(CONTAINERS["places.tar"].data)) as archive:
         names = archive.getnames()
     assert any(name.startswith("/") for name in names) and any(".." in name.split("/") for name in names)
+
+
+def test_a_row_that_names_a_pipe_or_a_device_is_that_image_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    reader = ImageReader(str(tmp_path / "list.csv"), {})
+    for uri in (str(tmp_path / "pipe.jpg"), "/dev/zero", str(tmp_path)):
+        sample = reader.fill(Sample("a", uri, None))
+        assert sample.data is None and sample.error is not None
+        assert "a folder, a pipe or a device" in sample.error
