@@ -15,13 +15,14 @@ import os
 import platform
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.harness import Contestant, Report, Row, alternate
 from benchmarks.inputs import command, make_parser, positive, say
 from pipeline.engine.dispatcher import IN_FLIGHT, Dispatcher
-from pipeline.engine.outcome import Outcome, Tally, WorkerInfo
+from pipeline.engine.outcome import Outcome, Progress, Tally, WorkerInfo
 from pipeline.engine.progress import ProgressMonitor
 from schemas.documents import Attempt
 from schemas.errors import CamlakeError
@@ -42,14 +43,18 @@ class NoOpWorker:
         """Say that it is ready."""
         return WorkerInfo(self._name, platform.node(), "cpu", os.getpid())
 
-    def process(self, unit: Unit, attempt: str) -> Outcome:
+    def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
         """Return what a committed unit of one image would."""
         seconds = dict.fromkeys(("read", "decode", "wait", "compute", "write", "total"), 0.0)
         return Outcome(unit.unit_id, attempt, self._name, {"ok": 1}, 1, 1, seconds)
 
-    def progress(self) -> int:
-        """Images of the current unit: none."""
-        return 0
+    def progress(self) -> Progress:
+        """Images of the current unit: none; and that something goes on."""
+        return Progress(0, (time.monotonic(),))
+
+    def stack(self) -> str:
+        """What its threads do: nothing."""
+        return ""
 
 
 def units(count: int) -> Iterator[Unit]:

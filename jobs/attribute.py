@@ -132,6 +132,9 @@ def print_summary(result: RunResult) -> None:
             f"images: {statuses} = {sum(success.images.values())}; {success.maps} maps, "
             f"{megabytes(success.bytes)} in {success.objects} objects"
         )
+        flagged = ", ".join(f"{count} {flag}" for flag, count in success.flags.items() if count)
+        if flagged:
+            print(f"           maps flagged: {flagged}")
         for unit, reason in monitor.quarantined:
             print(f"           quarantined {unit}: {reason}")
     sys.stdout.flush()

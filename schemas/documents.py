@@ -93,6 +93,9 @@ class Commit(StoredDocument):
     worker: str
     images: dict[str, int] = Field(description="Number of images by status.")
     maps: int
+    flags: dict[str, int] = Field(
+        default_factory=dict, description="Number of maps that are all_zero, constant, not_finite."
+    )
     objects: list[ObjectInfo]
     seconds: dict[str, float] = Field(description="Wall seconds: read, decode, wait, compute, write, total.")
     compute: dict[str, int] = Field(
@@ -132,6 +135,9 @@ class Success(StoredDocument):
     quarantined: int
     images: dict[str, int]
     maps: int
+    flags: dict[str, int] = Field(
+        default_factory=dict, description="Number of maps that are all_zero, constant, not_finite."
+    )
     objects: int
     bytes: int
     orphans_removed: int

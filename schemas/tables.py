@@ -55,12 +55,15 @@ IMAGES = pa.schema(
         _field(
             "status",
             _NAME,
-            "'ok', or why there are no maps: read_error, decode_error, label_error",
+            "'ok', or why there are no maps: read_error, decode_error, decode_crash, label_error, model_error",
             False,
         ),
         _field("error", pa.string(), "the reason in words; null where status is ok"),
     ]
 )
+
+#: Columns of the maps table that say that a map has nothing to tell; commits count them.
+FLAGS = ("all_zero", "constant", "not_finite")
 
 #: One row per heatmap.
 MAPS = pa.schema(

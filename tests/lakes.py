@@ -21,8 +21,8 @@ from schemas import layout
 from schemas.documents import Commit, Document
 
 _MANIFEST = ("job_digest", "inputs_digest", "units", "model", "methods", "attributes")
-_COMMIT = ("images", "maps")
-_SUCCESS = ("units", "committed", "quarantined", "images", "maps", "objects")
+_COMMIT = ("images", "maps", "flags")
+_SUCCESS = ("units", "committed", "quarantined", "images", "maps", "flags", "objects")
 _ARRAY_ATTRIBUTES = ("attempt", "run_id")
 
 

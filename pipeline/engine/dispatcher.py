@@ -33,6 +33,7 @@ from pipeline.lake.sink import new_attempt
 from schemas.documents import Attempt
 from schemas.errors import AccessError, CamlakeError
 from schemas.job import Workers
+from schemas.redact import redact
 from schemas.unit import Unit
 
 log = logging.getLogger(__name__)
@@ -269,7 +270,7 @@ class Dispatcher:
         if isinstance(cause, AccessError):
             # Every unit would fail alike: better none than all of them given up.
             raise cause from error
-        log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, error)
+        log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, redact(str(error)))
         slot.alone = False
         slot.seen = time.monotonic()
         self._charge(slot, flight, "error", sentence(cause))
@@ -293,7 +294,7 @@ class Dispatcher:
             stack = ray.get(slot.actor.stack.remote(), timeout=_STACK_SECONDS)
         except (GetTimeoutError, RayError) as error:
             stack = f"it does not answer ({sentence(error)}); its own log has them"
-        log.error("%s is ended in %s: %s; its threads:\n%s", slot.name, doing, reason, stack)
+        log.error("%s is ended in %s: %s; its threads:\n%s", slot.name, doing, reason, redact(stack))
         current = slot.progress.unit_id if kind == "timeout" else None
         self._died(slot, None, kind, reason, current)
 

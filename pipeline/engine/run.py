@@ -175,7 +175,7 @@ def _dispatch(
         quarantine(store, Quarantine(unit_id=unit.unit_id, created=now, attempts=attempts))
 
     dispatcher = Dispatcher(lambda name: actor.remote(job_ref, manifest_ref, name), workers, monitor, give_up)
-    units = (unit for unit in read_plan(store) if unit.unit_id not in done)
+    units = (unit for unit in read_plan(store, manifest) if unit.unit_id not in done)
     with stop_on_signals(dispatcher.stop) as received, monitor:
         dispatcher.run(units, left)
     return received[0] if received else None

@@ -141,10 +141,12 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
     _close(store, (given_up & planned) - have)
     attempts: dict[str, str] = {}
     images: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     for commit in ahead(lambda unit: _checked(store, unit), sorted(planned), threads):
         attempts[commit.unit_id] = commit.attempt
         images.update(commit.images)
+        flags.update(commit.flags)
         totals["quarantined" if is_closed(commit) else "committed"] += 1
         totals["maps"] += commit.maps
         totals["objects"] += len(commit.objects)
@@ -157,6 +159,7 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
         quarantined=totals["quarantined"],
         images=dict(sorted(images.items())),
         maps=totals["maps"],
+        flags=dict(sorted(flags.items())),
         objects=totals["objects"],
         bytes=totals["bytes"],
         orphans_removed=_sweep(store, attempts),

@@ -44,6 +44,7 @@ class Verification:
     orphans: int = 0
     images: Counter[str] = field(default_factory=Counter)
     maps: int = 0
+    flags: Counter[str] = field(default_factory=Counter)
     arrays: int = 0
     objects: int = 0
     bytes: int = 0
@@ -163,6 +164,7 @@ def _count(
     result.committed += 1
     result.images.update(commit.images)
     result.maps += commit.maps
+    result.flags.update(commit.flags)
     result.arrays += check.arrays
     result.objects += len(commit.objects)
     result.bytes += sum(info.size for info in commit.objects)
@@ -227,6 +229,7 @@ def _check_totals(result: Verification, success: Success, manifest: Manifest) ->
         "quarantined": (success.quarantined, result.quarantined),
         "images": (success.images, dict(result.images)),
         "maps": (success.maps, result.maps),
+        "flags": (success.flags, dict(result.flags)),
         "objects": (success.objects, result.objects),
         "bytes": (success.bytes, result.bytes),
     }

@@ -21,7 +21,7 @@ from pipeline.lake.writer import OK
 from schemas import layout
 from schemas.documents import Commit, Manifest
 from schemas.errors import LakeError
-from schemas.tables import APPENDED, MAPS, images_schema
+from schemas.tables import APPENDED, FLAGS, MAPS, images_schema
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,9 @@ def _check_maps(
             if statuses.get(image_id) != OK:
                 state = f"status '{statuses[image_id]}'" if image_id in statuses else "no row in the images table"
                 check.add("rows", path, f"{where}: image '{image_id}' has a map, but {state}")
+    counted = {flag: int(np.sum(maps[flag].to_numpy())) for flag in check.commit.flags if flag in FLAGS}
+    if counted != check.commit.flags:
+        check.add("rows", path, f"{where} counts the flags {counted}, and its commit says {check.commit.flags}")
     named = {info.path for info in check.commit.objects}
     table_paths = np.array(maps["store_path"].to_pylist(), dtype=object)
     for store_path in sorted(set(table_paths.tolist())):

@@ -20,7 +20,7 @@ from schemas import layout
 from schemas.documents import Commit, Manifest
 from schemas.errors import LakeError
 from schemas.job import Output
-from schemas.tables import MAPS, TABLES_VERSION
+from schemas.tables import FLAGS, MAPS, TABLES_VERSION
 
 _PUT_THREADS = 8
 _ATTEMPT = re.compile(r"^[A-Za-z0-9_]+$")
@@ -75,6 +75,7 @@ class LakeSink(Sink):
             worker=result.worker,
             images=dict(sorted(Counter(str(row["status"]) for row in result.images).items())),
             maps=maps,
+            flags={flag: sum(int(np.sum(each.statistics[flag])) for each in result.map_sets) for flag in FLAGS},
             objects=infos,
             seconds={name: round(value, 4) for name, value in {**result.seconds, "write": write}.items()},
             compute=dict(result.compute),
