@@ -34,7 +34,7 @@ def test_a_failing_unit_ends_the_benchmark() -> None:
     import ray
 
     class Failing(dispatch.NoOpWorker):
-        def process(self, unit: Unit, attempt: str) -> dispatch.Outcome:
+        def process(self, unit: Unit, attempt: str, careful: bool = False) -> dispatch.Outcome:
             raise ValueError("no")
 
     actor = ray.remote(Failing).options(max_concurrency=3)
