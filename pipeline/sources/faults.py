@@ -91,7 +91,9 @@ def http_status(error: BaseException | None) -> int | None:
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         else:
-            status = getattr(response, "status_code", None) or getattr(error, "status", getattr(error, "code", None))
+            # Not all names at once: aiohttp warns where it is asked for its old one.
+            status = getattr(response, "status_code", None) or getattr(error, "status", None)
+            status = getattr(error, "code", None) if status is None else status
         if str(status).isdigit():
             return int(str(status))
         error = error.__cause__

@@ -17,7 +17,7 @@ from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.sources.faults import CLIENTS, denied, refusal
+from pipeline.sources.faults import CLIENTS, denied, http_status, refusal
 from pipeline.sources.remote import RemoteFiles, with_limits
 from schemas.errors import AccessError, CamlakeError, InputError, did_you_mean
 
@@ -27,6 +27,7 @@ BLOCK_BYTES = 8 << 20
 _BUFFER_BYTES = 1 << 20
 # A name that is too long, a ring of links, devices that are not there.
 _NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+_GONE_STATUS = (401, 403, 404, 410)
 _EXTRAS = {"s3": "camlake[s3]", "s3a": "camlake[s3]", "gs": "camlake[gcs]", "gcs": "camlake[gcs]"}
 
 
@@ -120,7 +121,9 @@ def is_final(error: BaseException) -> bool:
     """Tell whether this file can never be read, and others can: it is not there, is no file, or may not be read."""
     kinds = PermissionError | FileNotFoundError | IsADirectoryError | NotADirectoryError
     odd = isinstance(error, OSError) and error.errno in _NO_FILE
-    return (isinstance(error, kinds) or odd) and refusal(error) is None
+    # Of a web server: the URL has expired, or is of nothing; each has its own signature.
+    gone = _package(error) == "aiohttp" and http_status(error) in _GONE_STATUS
+    return (isinstance(error, kinds) or odd or gone) and refusal(error) is None
 
 
 def translate(error: BaseException, uri: str, field: str) -> CamlakeError:

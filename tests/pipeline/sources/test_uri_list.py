@@ -5,6 +5,8 @@ import io
 import json
 import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.sources import fetch
 from pipeline.sources.base import Sample
+from pipeline.sources.fetch import ImageReader
 from pipeline.sources.manifest import CsvManifest, open_manifest
 from schemas.errors import InputError
 from tests.pipeline.sources.conftest import Place, read_all
@@ -267,3 +270,36 @@ def test_reading_ahead_is_bounded_and_ends_with_its_reader(place: Place, monkeyp
     assert begun <= 17
     samples.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+class Web(BaseHTTPRequestHandler):
+    """Gives a few bytes, or the status that the path asks for."""
+
+    def do_GET(self) -> None:
+        status = int(self.path.strip("/").partition(".")[0])
+        body = b"bytes" if status == 200 else b"no"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_a_url_that_has_expired_is_that_image_alone(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        reader = ImageReader(str(tmp_path / "list.csv"), {})
+        samples = {
+            status: reader.fill(Sample("a", f"{base}/{status}.jpg?sig=secret", None))
+            for status in (200, 401, 403, 404, 410)
+        }
+        server.shutdown()
+    assert samples.pop(200).data == b"bytes"
+    for sample in samples.values():
+        assert sample.data is None and sample.error is not None and "secret" not in sample.error
