@@ -68,7 +68,7 @@ _PART = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_chara
 @given(user=_PART, secret=_PART, scheme=st.sampled_from(["s3", "https", "ftp", "gs", "webdav"]))
 def test_any_password_is_taken_out(user: str, secret: str, scheme: str) -> None:
     user = user.replace("/", "_")
-    secret = f"{secret}!"  # or digits before a '/' would be a port
+    secret = f"!{secret}"  # digits before a '/' would be a port
     assert redact(f"{scheme}://{user}:{secret}@bucket/key") == f"{scheme}://bucket/key"
 
 
