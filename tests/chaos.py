@@ -111,7 +111,8 @@ class Chaos:
             if code == 0:
                 return
             if code is not None:
-                assert code in (-signal.SIGKILL, 130, 143), f"exit code {code}\n{self._tail()}"
+                # Before the workers are asked for, SIGTERM ends it as it ends any program; a shell says 143 to both.
+                assert code in (-signal.SIGKILL, -signal.SIGTERM, 130, 143), f"exit code {code}\n{self._tail()}"
                 self.driver = self._start(path)
             if self.left and time.monotonic() > following and self._fault():
                 self.left -= 1
