@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 
+from schemas.redact import redact
+
 #: Kinds of attempts that say nothing against the unit.
 LOSSES = ("node_lost", "out_of_memory")
 # How Ray words deaths that are a node's: there is no other sign of them.
@@ -20,10 +22,13 @@ def kind_of_death(error: Exception) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """Return the line of an error that says most, with its type, at most 500 characters."""
+    """Return the line of an error that says most, with its type, without credentials, at most 500 characters.
+
+    Quarantine records keep it.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     text = lines[0]
     if isinstance(error, RayActorError):
         # The first line says only that it died; one of the last, how.
         text = next((line for line in reversed(lines) if line.startswith("The actor")), text)
-    return f"{type(error).__name__}: {text}"[:500]
+    return redact(f"{type(error).__name__}: {text}")[:500]

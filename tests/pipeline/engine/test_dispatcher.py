@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
-from pipeline.engine.deaths import kind_of_death
+from pipeline.engine.deaths import kind_of_death, sentence
 from pipeline.engine.dispatcher import MAX_LOSSES, Dispatcher, Flight, Slot
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.engine.watchdog import stacks
@@ -244,3 +244,8 @@ def test_what_befalls_a_unit_with_its_node_is_counted_apart() -> None:
         assert not recorder.given_up
         dispatcher._charge(slot, Flight(unit, f"a{number}"), "node_lost", "its node has died")
     assert [each.kind for each in recorder.given_up["000000"]] == ["node_lost"] * MAX_LOSSES
+
+
+def test_a_reason_keeps_no_credentials() -> None:
+    error = ValueError("cannot read https://host/a.jpg?X-Amz-Signature=SECRET and s3://user:SECRET@bucket/a")
+    assert sentence(error) == "ValueError: cannot read https://host/a.jpg and s3://bucket/a"
