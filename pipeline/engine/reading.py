@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
@@ -139,18 +139,32 @@ def prepare_all(
     *,
     ahead: int,
     clock: StageClock,
+    overlap: bool = True,
 ) -> Iterator[Prepared]:
-    """Yield ``task(sample)`` in order, at most ``ahead`` of them running or finished before they are taken."""
+    """Yield ``task(sample)`` in order, at most ``ahead`` of them running or finished before they are taken.
+
+    Args:
+        samples: to prepare.
+        task: of one sample.
+        pool: the threads that run it.
+        ahead: largest number of samples in hand.
+        clock: gets the seconds that the caller waits.
+        overlap: prepare on while the caller works on what it took. False prepares ``ahead`` samples at a time and none
+            while the caller works: on a CPU whose cores all compute, a decoding thread holds up every parallel region.
+    """
     pending: deque[Future[Prepared]] = deque()
     exhausted = False
     while pending or not exhausted:
         start = time.perf_counter()
-        while not exhausted and len(pending) < ahead:
-            sample = next(samples, None)
-            if sample is None:
-                exhausted = True
-            else:
-                pending.append(pool.submit(task, sample))
+        if overlap or not pending:
+            while not exhausted and len(pending) < ahead:
+                sample = next(samples, None)
+                if sample is None:
+                    exhausted = True
+                else:
+                    pending.append(pool.submit(task, sample))
+            if not overlap:
+                wait(pending)
         prepared = pending.popleft().result() if pending else None
         clock.add("wait", time.perf_counter() - start)
         if prepared is not None:

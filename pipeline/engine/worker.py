@@ -108,7 +108,10 @@ class AttributionWorker:
     def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` on the worker's threads, in order."""
         task = partial(prepare, preprocess=self.replica.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
-        return prepare_all(samples, task, self._pool, ahead=2 * self.job.compute.batch_size, clock=clock)
+        size = self.job.compute.batch_size
+        overlap = self._device != "cpu" or self.job.workers.cpus > torch.get_num_threads()
+        ahead = 2 * size if overlap else size
+        return prepare_all(samples, task, self._pool, ahead=ahead, clock=clock, overlap=overlap)
 
     def isolated(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` one by one in a process of their own, which may die of one."""

@@ -107,6 +107,27 @@ def test_preparing_keeps_the_order_and_the_bound() -> None:
     assert most <= 3
 
 
+def test_without_overlap_nothing_is_prepared_while_the_caller_works() -> None:
+    finished = 0
+    lock = threading.Lock()
+
+    def task(sample: Sample) -> Prepared:
+        nonlocal finished
+        time.sleep(0.002)
+        with lock:
+            finished += 1
+        return Prepared(sample, "ok")
+
+    seen = []
+    with ThreadPoolExecutor(2) as pool:
+        for item in prepare_all(iter(samples(10)), task, pool, ahead=4, clock=StageClock(), overlap=False):
+            before = finished
+            time.sleep(0.005)
+            assert finished == before
+            seen.append((item.sample.image_id, finished))
+    assert seen == [(f"i{number}", min(10, (number // 4 + 1) * 4)) for number in range(10)]
+
+
 def preprocess(pixels: torch.Tensor) -> tuple[torch.Tensor, View]:
     return pixels.float(), View(0, 0, pixels.shape[2], pixels.shape[1])
 
