@@ -210,7 +210,8 @@ class Workers(Strict):
         gt=0,
         description=(
             "A worker in which nothing goes on for so long (no image read or decoded, no forward done, nothing "
-            "written) is ended, its threads' stacks are logged, and its unit is tried again."
+            "written) is ended, its threads' stacks are logged, and its unit is tried again. One request to a store "
+            "that fails and is repeated may take 150 s; give more than that where shards or lake are remote."
         ),
     )
     unit_seconds: float | None = Field(

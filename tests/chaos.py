@@ -54,6 +54,8 @@ class Chaos:
         self.left = faults
         self.pause = pause
         self.made: Counter[str] = Counter()
+        # How often each is in the deck that is dealt from: shuffled, and again when it is empty, so that a run of a
+        # dozen faults has seen every kind.
         self._actions: dict[str, tuple[int, Callable[[], bool]]] = {
             "worker killed": (6, lambda: self._signal_worker(signal.SIGKILL)),
             "worker stopped": (1, lambda: self._signal_worker(signal.SIGSTOP)),
@@ -62,6 +64,7 @@ class Chaos:
             "driver terminated": (1, lambda: self._signal_driver(signal.SIGTERM)),
             "driver interrupted": (1, lambda: self._signal_driver(signal.SIGINT)),
         }
+        self._deck: list[str] = []
 
     def run(self, folder: Path, server: S3Server) -> None:
         """Run undisturbed, then disturbed, and compare.
@@ -119,11 +122,14 @@ class Chaos:
                 following = time.monotonic() + self.random.uniform(*self.pause)
 
     def _fault(self) -> bool:
-        names = list(self._actions)
-        name = self.random.choices(names, [self._actions[each][0] for each in names])[0]
-        made = self._actions[name][1]()
-        self.made[name] += made
-        return made
+        if not self._deck:
+            self._deck = [name for name, (times, _) in self._actions.items() for _ in range(times)]
+            self.random.shuffle(self._deck)
+        # One that finds nothing to hit stays on top.
+        if not self._actions[self._deck[-1]][1]():
+            return False
+        self.made[self._deck.pop()] += 1
+        return True
 
     def _signal_worker(self, number: int) -> bool:
         # The cluster's, not another's on this machine: they are grandchildren of this process.

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 # Read when torch loads, which is later: threads that spin while they wait starve the workers beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Fixtures and files of tests that need a Ray: they share one process, so that only one Ray runs at a time.
+_RAY_FIXTURES = {"local_ray", "cluster"}
+_RAY_FILES = {"test_chaos.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that need a Ray in one process (``pytest --dist=loadgroup``)."""
+    for item in items:
+        if _RAY_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in _RAY_FILES:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")

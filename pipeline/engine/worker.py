@@ -80,6 +80,7 @@ class AttributionWorker:
 
         Raises:
             InputError: the model, the weights or the source cannot be had, or the weights are not the lake's any more.
+            AccessError: a store cannot be used: rights, credentials, bucket.
         """
         job = self.job
         if self._device == "cpu":

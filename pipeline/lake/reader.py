@@ -22,7 +22,9 @@ from pipeline.lake.documents import is_closed, read_commits, read_manifest, read
 from pipeline.lake.enlarge import lay_over, resize
 from pipeline.lake.parallel import THREADS, Once, ahead
 from pipeline.lake.selection import blocks, cells, complete, conditions
-from pipeline.lake.store import LakeStore, client_errors, filesystem_of
+from pipeline.lake.store import LakeStore, client_errors
+from pipeline.sources.remote import RemoteFiles
+from pipeline.sources.storage import open_fs
 from schemas import layout
 from schemas.documents import Commit, Manifest
 from schemas.errors import InputError, LakeError
@@ -209,6 +211,33 @@ class Lake:
 
         yield from ahead(maps, parts(), threads)
 
+    # By unit -----------------------------------------------------------------------------------------------------
+
+    def unit_images(self, unit_id: str) -> pa.Table:
+        """Return the rows of the images table of one committed unit, in its order."""
+        return self._read(layout.images(unit_id, self.commits[unit_id].attempt))
+
+    def unit_maps(self, unit_id: str) -> pa.Table:
+        """Return the rows of the maps table of one committed unit: array by array, and in each by image and class."""
+        return complete(self._read(layout.maps(unit_id, self.commits[unit_id].attempt)), MAPS)
+
+    def stored_maps(self, rows: pa.Table, *, scaled: bool = False) -> Map:
+        """Return the heatmaps (T, h, w) float32 of rows of the maps table that lie in one array.
+
+        Args:
+            rows: at least one; with ``store_path``, ``store_row`` and ``vmax``.
+            scaled: as :meth:`heatmap`.
+
+        Raises:
+            LakeError: no commit names the array, or it is damaged.
+            ValueError: the rows are of several arrays.
+        """
+        paths = pc.unique(rows["store_path"]).to_pylist()
+        if len(paths) != 1:
+            raise ValueError(f"rows of {len(paths)} arrays; read them one array at a time")
+        reader = self._array(paths[0])
+        return _raw(reader.layout, reader.stored(rows["store_row"].to_numpy()), rows["vmax"].to_numpy(), scaled)
+
     def _read(self, path: str) -> pa.Table:
         """Read one Parquet object in one request."""
         try:
@@ -293,9 +322,14 @@ class Lake:
             )
         if storage_options is None and uri.split("://", 1)[0] == self.store.uri.split("://", 1)[0]:
             storage_options = self.store.storage_options
-        fs, path = filesystem_of(uri, storage_options)
+        fs, path = open_fs(uri, storage_options, field="storage_options")
         try:
-            data = bytes(fs.cat_file(path, start=offset, end=offset + size)) if size else b""
+            if not size:
+                data = b""
+            elif isinstance(fs, RemoteFiles):
+                data = fs.read_range(path, offset, offset + size)
+            else:
+                data = bytes(fs.cat_file(path, start=offset, end=offset + size))
         except FileNotFoundError as error:
             raise LakeError(
                 f"image '{image_id}': {uri} is not there any more; give storage_options, or move it back"

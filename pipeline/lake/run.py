@@ -231,6 +231,7 @@ _OBJECT = re.compile(
     rf"|{layout.HEATMAPS}/[^/]+/[^/]+/(?P<array>[^/]+)\.zarr/(?:zarr\.json|c/0/0/0))$"
 )
 _DOCUMENT = re.compile(rf"^(?:{layout.COMMITS}|{layout.QUARANTINE})/[^/.][^/]*\.json$")
+_GIVEN_UP = re.compile(rf"^{layout.QUARANTINE}/(?P<unit>[^/.][^/]*)\.json$")
 _PARTIAL = re.compile(rf"(?:^|/)\.[^/]+\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
 
 
@@ -247,6 +248,8 @@ def is_leftover(path: str, units: Container[str]) -> bool:
     """Say whether an object that no commit names was left by a writer of ours at one of ``units``."""
     if _PARTIAL.search(path) or path.startswith(PROBE_PREFIX):
         return True
+    if (given_up := _GIVEN_UP.match(path)) is not None:
+        return given_up["unit"] in units
     named = owner(path)
     return named is not None and named[0] in units
 
@@ -254,13 +257,20 @@ def is_leftover(path: str, units: Container[str]) -> bool:
 def unnamed(store: LakeStore, attempts: Mapping[str, str]) -> Iterator[str]:
     """Yield the paths that neither a commit nor the layout names, from one listing.
 
+    The record of a unit that was given up and has a result all the same is among them: it says nothing any more.
+
     Args:
         store: the lake.
         attempts: the committed attempt of each unit.
     """
     known = {layout.MANIFEST, layout.SUCCESS, layout.PLAN_UNITS}
     for entry in store.list():
-        if entry.path in known or _DOCUMENT.match(entry.path):
+        if entry.path in known:
+            continue
+        if _DOCUMENT.match(entry.path):
+            given_up = _GIVEN_UP.match(entry.path)
+            if given_up is not None and attempts.get(given_up["unit"], CLOSED) != CLOSED:
+                yield entry.path
             continue
         named = owner(entry.path)
         if named is None or attempts.get(named[0]) != named[1]:

@@ -126,4 +126,5 @@ class Sink(ABC):
 
         Raises:
             schemas.errors.LakeError: the store failed; the attempt can be made again, under a new id.
+            schemas.errors.AccessError: the store cannot be used at all; another attempt would not help.
         """

@@ -18,7 +18,6 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import fsspec
 from fsspec.core import url_to_fs
 
 from pipeline.lake import local
@@ -288,6 +287,7 @@ class LakeStore:
             kept = self.get(path)
             self.delete(path)
         except (StoreError, AccessError) as error:
+            # At the start, before any work, rights and buckets are input like the rest of the job file.
             raise InputError(f"output.uri '{self.uri}' cannot be written: {error}") from error
         if second or kept != b"first":
             raise InputError(
@@ -325,19 +325,6 @@ class LakeStore:
             raise StoreError(
                 f"cannot {verb} {name}: {_reason(error)}; check the network, the endpoint and the free space"
             ) from error
-
-
-def filesystem_of(uri: str, storage_options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return (file system, path) of any URI, read without a listing cache.
-
-    Raises:
-        InputError: the URI names no file system that is installed.
-    """
-    try:
-        fs, path = url_to_fs(uri, **{"use_listings_cache": False, **(storage_options or {})})
-    except (ImportError, ValueError) as error:
-        raise InputError(f"'{uri}' cannot be opened ({error}); check the URI, or install its package") from error
-    return fs, path
 
 
 def client_errors() -> tuple[type[BaseException], ...]:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fsspec
 from torch import nn
 
 import schemas.job
 from pipeline.models.factory import ModelName, torchvision_weights
 from pipeline.models.trace import first_line
 from pipeline.models.weights import WeightsChoice
+from pipeline.sources.storage import open_fs, storage_errors
 from schemas.errors import InputError, did_you_mean
 
 
@@ -73,19 +73,16 @@ def read_class_names(uri: str, storage_options: Mapping[str, Any] | None = None)
 
     Raises:
         InputError: missing, unreadable or of another form.
+        AccessError: the store cannot be used: credentials, bucket.
+        StorageError: the store does not answer as it should; the same request may succeed later.
     """
+    fs, path = open_fs(uri, storage_options, field="model.class_names")
+    with storage_errors(uri, "model.class_names"):
+        data: bytes = fs.cat_file(path)
     try:
-        with fsspec.open(uri, "rb", **(storage_options or {})) as file:
-            text = file.read().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"model.class_names: there is no file '{uri}'; correct the path") from error
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"model.class_names: '{uri}' is no UTF-8 text; save it as UTF-8") from error
-    except Exception as error:  # each file system has errors of its own
-        raise InputError(
-            f"model.class_names: '{uri}' cannot be read ({type(error).__name__}: {first_line(error)}); check the path "
-            f"and model.storage_options"
-        ) from error
     source = f"model.class_names '{uri}'"
     if text.lstrip()[:1] in ("[", "{"):
         try:

@@ -123,6 +123,17 @@ class RemoteFiles:
         """Return the bytes of a file, as many as the store announced."""
         return repeat(lambda: read_whole(self.fs, path), f"read {self._name(path)}")
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes ``start:stop`` of a file, fewer where it ends before that."""
+
+        def ask() -> bytes:
+            data = bytes(self.fs.cat_file(path, start=start, end=stop))
+            if len(data) != stop - start and int(look_up(self.fs, path)["size"]) >= stop:
+                raise ShortBodyError(len(data), stop - start)
+            return data
+
+        return repeat(ask, f"read bytes {start} to {stop} of {self._name(path)}")
+
     def open(self, path: str, block_bytes: int | None, cache_type: str, size: int | None = None) -> BinaryIO:
         """Open a file for reading; a read that breaks off goes on where it was.
 

@@ -207,5 +207,6 @@ def test_a_given_up_unit_needs_its_record_and_its_slot(lake: LakeStore, pristine
     assert (problem.kind, problem.path) == ("quarantine", "quarantine/000009-shard-009.json")
     lake.delete("quarantine/000009-shard-009.json")
     lake.put(f"quarantine/{unit_id(1)}.json", pristine[f"quarantine/{GIVEN_UP}.json"])
-    (problem,) = verify(lake).problems
+    problem, orphan = verify(lake).problems
+    assert (orphan.kind, orphan.path) == ("orphan", f"quarantine/{unit_id(1)}.json")
     assert f"is the record of unit '{GIVEN_UP}'" in problem.message

@@ -55,7 +55,7 @@ def test_wrong_files(tmp_path: Path, content: bytes, message: str) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="does not exist"):
         read_class_names(str(tmp_path / "none"))
 
 
