@@ -16,6 +16,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("jobs.status", "status"),
     "verify": ("jobs.verify", "verify"),
     "show": ("jobs.show", "show"),
+    "audit": ("jobs.audit", "audit"),
+    "compare": ("jobs.compare", "compare"),
+    "export": ("jobs.export", "export_command"),
     "schema": ("jobs.schema", "schema"),
 }
 

@@ -37,6 +37,36 @@ SINKS: dict[str, str] = {
     "lake": "pipeline.lake.writer",
 }
 
+# Where the objects of images are: the module defines SOURCE, a subclass of pipeline.audit.regions.base.RegionSource.
+REGIONS: dict[str, str] = {
+    "column": "pipeline.audit.regions.column",
+    "coco": "pipeline.audit.regions.coco",
+    "voc": "pipeline.audit.regions.voc",
+    "masks": "pipeline.audit.regions.masks",
+}
+
+# A kind of finding: the module defines KIND, a subclass of pipeline.audit.findings.base.FindingKind.
+FINDINGS: dict[str, str] = {
+    "shortcut": "pipeline.audit.findings.shortcut",
+    "group_difference": "pipeline.audit.findings.group_difference",
+    "off_object": "pipeline.audit.findings.off_object",
+    "border": "pipeline.audit.findings.border",
+    "wrong_reason": "pipeline.audit.findings.wrong_reason",
+    "label_suspect": "pipeline.audit.findings.label_suspect",
+    "novelty": "pipeline.audit.findings.novelty",
+    "image_property": "pipeline.audit.findings.image_property",
+    "disagreement": "pipeline.audit.findings.disagreement",
+    "degenerate": "pipeline.audit.findings.degenerate",
+    "duplicates": "pipeline.audit.findings.duplicates",
+}
+
+# Files of another tool: the module defines EXPORT, a subclass of pipeline.audit.exports.base.Export.
+EXPORTS: dict[str, str] = {
+    "fiftyone": "pipeline.audit.exports.fiftyone",
+    "spotlight": "pipeline.audit.exports.spotlight",
+    "virelay": "pipeline.audit.exports.virelay",
+}
+
 
 def implementation(registry: dict[str, str], kind: str, name: str) -> ModuleType:
     """Import and return the module registered under ``name``.

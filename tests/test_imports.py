@@ -27,6 +27,15 @@ MAY = {
         "pipeline.models",
         "pipeline.sources",
     },
+    "pipeline.audit": {
+        "schemas",
+        "pipeline.attributor",
+        "pipeline.cam",
+        "pipeline.engine",
+        "pipeline.lake",
+        "pipeline.models",
+        "pipeline.sources",
+    },
     "pipeline": {"pipeline.attributor", "pipeline.lake"},
     "jobs": {"schemas", "pipeline"},
 }

@@ -1,0 +1,190 @@
+"""``camlake compare``: what differs between the heatmaps of two models, or of two versions of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from jobs.audit import connect
+from jobs.config import absolute_uri
+from jobs.options import StorageOptions, storage_options
+from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
+from pipeline.audit.compare import REPORT, Comparison, run_compare
+from pipeline.audit.compare_conditions import Condition, parse
+from pipeline.audit.compare_words import verdict
+from pipeline.audit.gather import Interrupted
+from pipeline.lake import LakeStore
+from pipeline.lake.documents import read_manifest
+from schemas.audit import Settings
+from schemas.errors import InputError
+
+_SHOWN = 5
+
+
+def _doc(field: str) -> str:
+    return str(Settings.model_fields[field].description)
+
+
+def _default(field: str) -> Any:
+    return Settings.model_fields[field].default
+
+
+def compare(
+    lake_a: Annotated[str, typer.Argument(metavar="LAKE_A", help="URI of the lake that is compared with.")],
+    lake_b: Annotated[str, typer.Argument(metavar="LAKE_B", help="URI of the lake that is compared.")],
+    cluster: Annotated[str | None, typer.Option(metavar="COLUMN", help=_doc("cluster"))] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Method that is compared. Default: the first of A that B has, too.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Its layer. Default: the last that the method writes.")] = None,
+    method_b: Annotated[
+        str | None, typer.Option("--method-b", help="Method of B, where it is called otherwise there.")
+    ] = None,
+    layer_b: Annotated[
+        str | None,
+        typer.Option("--layer-b", help="Layer of B. Default: A's, and where B lacks it the last of its method."),
+    ] = None,
+    targets: Annotated[Literal["predicted", "label", "all"] | None, typer.Option(help=_doc("targets"))] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN|URI", help="Column with boxes, COCO JSON file, or folder of VOC XML files, of both lakes."
+        ),
+    ] = None,
+    masks: Annotated[str | None, typer.Option(metavar="URI", help=_doc("masks"))] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="URI", help="Folder of the comparison. Default: LAKE_B.against-A, beside lake B."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Ray tasks at a time; 0: in this process, without Ray. Default: one per CPU."),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='Exit code 1 where it holds: the number of classes that drifted in anything ("drift>0"), in where '
+            'they are looked at ("location>0") or in a measure ("border_enrichment>2"); may be repeated.',
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help=_doc("seed"))] = _default("seed"),
+    bootstrap: Annotated[int, typer.Option(help=_doc("bootstrap"))] = _default("bootstrap"),
+    sample: Annotated[
+        int, typer.Option(help="Maps of each lake that are kept to test the location priors and to pair images.")
+    ] = _default("sample"),
+    q: Annotated[float, typer.Option("--q", help="False discovery rate of all tests together.")] = _default("q"),
+    suppressed_below: Annotated[int, typer.Option(help=_doc("suppressed_below"))] = _default("suppressed_below"),
+    interval_from: Annotated[int, typer.Option(help=_doc("interval_from"))] = _default("interval_from"),
+    flagged_from: Annotated[int, typer.Option(help=_doc("flagged_from"))] = _default("flagged_from"),
+    effect_d: Annotated[float, typer.Option(help=_doc("effect_d"))] = _default("effect_d"),
+    effect_energy: Annotated[float, typer.Option(help=_doc("effect_energy"))] = _default("effect_energy"),
+    effect_ratio: Annotated[float, typer.Option(help=_doc("effect_ratio"))] = _default("effect_ratio"),
+    storage: StorageOptions = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
+    ] = None,
+) -> None:
+    """Compare the heatmaps of lake B with those of lake A; the same command again does what is left.
+
+    Storage options are of A's file system, and of B's and the output's where they are of the same kind.
+    Exit codes: 0 done; 1 done, and a --fail-on condition holds; 2 wrong input; 3 could not finish;
+    130 or 143 interrupted.
+    """
+    with plain_errors():
+        conditions = [parse(text) for text in fail_on or []]
+        options, uri = storage_options(storage), absolute_uri(lake_a)
+        settings = _settings(
+            cluster=cluster,
+            method=method,
+            layer=layer,
+            targets=targets,
+            boxes=_boxes(boxes, uri, options),
+            masks=None if masks is None else absolute_uri(masks),
+            seed=seed,
+            bootstrap=bootstrap,
+            sample=sample,
+            q=q,
+            suppressed_below=suppressed_below,
+            interval_from=interval_from,
+            flagged_from=flagged_from,
+            effect_d=effect_d,
+            effect_energy=effect_energy,
+            effect_ratio=effect_ratio,
+        )
+        try:
+            result = run_compare(
+                uri,
+                absolute_uri(lake_b),
+                settings,
+                None if output is None else absolute_uri(output),
+                say=lambda line: print(line, flush=True),
+                method_b=method_b,
+                layer_b=layer_b,
+                storage_options=options,
+                workers=workers,
+                connect=lambda: connect(address),
+            )
+        except Interrupted as error:
+            print("interrupted; finished parts are kept, and the same command does the rest", flush=True)
+            raise typer.Exit(128 + error.signal) from None
+        print_summary(result)
+        raise typer.Exit(EXIT_FAILURES if print_failures(result, conditions) else EXIT_DONE)
+
+
+def _settings(**values: Any) -> Settings:
+    """Return the settings.
+
+    Raises:
+        InputError: a value is out of range; the message names its option.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        message = str(first["msg"])
+        raise InputError(f"--{option}: {message[0].lower()}{message[1:]} (it is {first['input']!r})") from None
+
+
+def _boxes(given: str | None, lake: str, options: dict[str, Any]) -> str | None:
+    """Return a path as an absolute one, since workers may run in other folders, and a column's name as it is."""
+    if given is None or given in read_manifest(LakeStore(lake, options)).attributes or not Path(given).exists():
+        return given
+    return absolute_uri(given)
+
+
+def print_summary(result: Comparison) -> None:
+    """Print what was compared, the largest drifts, and where everything lies."""
+    manifest, drifts = result.manifest, result.manifest.drifts
+    shared = manifest.shared
+    print(f"\ncompared  {manifest.classes} classes by {manifest.matched_by}; {manifest.tests} tests")
+    maps = (
+        "" if shared.correlation is None else f"; the two maps of one image correlate with r = {shared.correlation:.2f}"
+    )
+    print(f"in both   {shared.images} images (of {shared.images_a} in A, {shared.images_b} in B){maps}")
+    print(f"drift     {verdict(manifest)}")
+    for place, drift in enumerate(drifts[:_SHOWN], start=1):
+        print(f"{place:>9} {drift.sentence}")
+    if len(drifts) > _SHOWN:
+        print(f"          and {len(drifts) - _SHOWN} more")
+    print(f"report    {result.output}/{REPORT}")
+    print(f"tables    {result.output}: comparison.parquet, priors.parquet, comparison.json", flush=True)
+
+
+def print_failures(result: Comparison, conditions: Sequence[Condition]) -> bool:
+    """Print which conditions hold; says whether any does."""
+    drifts = result.manifest.drifts
+    for condition in conditions:
+        if condition.holds(drifts):
+            print(f"fails     {condition.text}: there are {condition.count(drifts)}", flush=True)
+    return any(condition.holds(drifts) for condition in conditions)
+
+
+if __name__ == "__main__":
+    main_of(compare)

@@ -1,0 +1,1 @@
+"""The audit: what the heatmaps of a lake say about dataset and model."""

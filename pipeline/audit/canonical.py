@@ -1,0 +1,54 @@
+"""Heatmaps of any grid on the canonical grid, as densities whose mean is 1."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.audit import GRID
+
+Maps = npt.NDArray[np.float64]
+
+
+@cache
+def overlaps(cells: int, parts: int = GRID) -> npt.NDArray[np.float64]:
+    """Return (parts, cells): how much of the mass of each of ``cells`` equal intervals lies in each of ``parts``.
+
+    Mass is spread evenly over a cell, so nothing is lost or invented; columns sum to 1.
+    """
+    # In integers (the whole is parts x cells long), so that intervals which only touch share exactly nothing.
+    part, cell = np.arange(parts)[:, None] * cells, np.arange(cells)[None, :] * parts
+    shared = np.minimum(part + cells, cell + parts) - np.maximum(part, cell)
+    found: npt.NDArray[np.float64] = np.clip(shared, 0, None) / parts
+    return found
+
+
+def canonical(maps: npt.NDArray[np.floating[Any]]) -> Maps:
+    """Return densities (T, GRID, GRID) float64 with a mean of 1: the positive part of maps (T, h, w) over its mass.
+
+    Maps without mass, and those that are not finite, are NaN throughout.
+    """
+    positive = np.maximum(maps.astype(np.float64), 0)
+    mass = positive.reshape(len(maps), -1).sum(1)
+    defined = np.isfinite(mass) & (mass > 0)
+    share = positive * (GRID**2 / np.where(defined, mass, np.nan))[:, None, None]
+    return _spread(_spread(share, 1), 2)
+
+
+def _spread(values: Maps, axis: int) -> Maps:
+    """Spread one axis (1 or 2) of values (T, h, w) over GRID parts.
+
+    One cell after another and no matrix product, whose order of additions depends on the number of maps and of threads.
+    """
+    cells = values.shape[axis]
+    if GRID % cells == 0:
+        return np.repeat(values / (GRID // cells), GRID // cells, axis)
+    weights = overlaps(cells)
+    result = np.zeros((*values.shape[:axis], GRID, *values.shape[axis + 1 :]))
+    source, target = np.moveaxis(values, axis, 0), np.moveaxis(result, axis, 0)
+    for part, cell in zip(*np.nonzero(weights), strict=True):
+        target[part] += source[cell] * weights[part, cell]
+    return result

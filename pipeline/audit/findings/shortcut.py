@@ -1,0 +1,303 @@
+"""Shortcut candidates: places that one class, or one group within a class, is looked at in, and others are not.
+
+What a map looks at is where it has a spot of its own, or what loads on a part (:mod:`pipeline.audit.parts`). For each
+class, and each group within each class, the few places that stand out on half 0 of the sample are tested on half 1
+(Fisher's exact test, one-sided), the very corners on both since they are chosen beforehand, and Benjamini and
+Hochberg's procedure covers all of these tests. Groups are compared within a class, so a difference between classes
+makes no difference between groups. A class by itself must besides look
+at the place more often than its spots elsewhere make one expect (:class:`pipeline.audit.enrichment.Surroundings`), and
+the place must be one at an edge, or off where the class mostly looks.
+
+A candidate it is: the model may not use what is there (see :mod:`pipeline.audit.causal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, stands_out
+from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
+from pipeline.audit.intervals import benjamini_hochberg, wilson
+from pipeline.audit.parts import find_parts, sample_maps
+from pipeline.audit.places import LATTICE, Place, loads, part_places, plain_places, spots, window_shares
+from schemas.audit import Finding, ImageRef, Settings
+
+#: A place at which others look as often as an even map would is no odd place.
+_USUAL = 1.25
+#: A class that looks there in more of its images looks at its object there, unless it is an edge.
+_MINORITY = 0.5
+#: Findings of one class whose images are so far the same are one.
+_SAME = 0.3
+_UNCHECKED = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """The sample as arrays: T maps, P places, C classes."""
+
+    sample: pa.Table
+    places: list[Place]
+    loads: npt.NDArray[np.float32]
+    spots: npt.NDArray[np.float32]
+    half: npt.NDArray[np.int8]
+    classes: npt.NDArray[np.int64]
+    code: npt.NDArray[np.int64]
+    totals: npt.NDArray[np.float64]
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Maps (C,) of each class."""
+        return np.bincount(self.code, minlength=len(self.classes))
+
+    def usual(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Which places (P,) a mean map (LATTICE, LATTICE) of shares looks at no more than an even one would."""
+        even = 9 / 196
+        return np.array([float(mean[place.windows].mean()) <= _USUAL * even for place in self.places])
+
+
+def _field(sample: pa.Table, settings: Settings) -> _Field:
+    maps = sample_maps(sample)
+    parts = find_parts(sample, settings.parts, settings.seed)
+    places = [*plain_places(), *part_places(parts.maps)]
+    found = spots(maps)
+    classes, code = np.unique(sample["target_class"].to_numpy(), return_inverse=True)
+    shares = window_shares(maps).reshape(len(maps), -1)
+    totals = np.zeros((len(classes), LATTICE**2))
+    np.add.at(totals, code, shares.astype(np.float64))
+    return _Field(
+        sample,
+        places,
+        loads(found, places, parts.loadings),
+        found.reshape(len(maps), -1),
+        sample["half"].to_numpy(),
+        classes,
+        code.astype(np.int64),
+        totals.reshape(-1, LATTICE, LATTICE),
+    )
+
+
+class Shortcut(FindingKind):
+    """Places that one class or group is looked at in, and others are not."""
+
+    name = "shortcut"
+
+    def find(self, evidence: Evidence) -> list[Finding]:
+        """Return a finding per class and place; a group in which it happens most is named.
+
+        Raises:
+            InputError: scikit-learn or scipy is not installed.
+        """
+        settings = evidence.frame.settings
+        if len(evidence.sample) < 2 * settings.flagged_from:
+            return []
+        field = _field(evidence.sample, settings)
+        tests = [*_class_tests(field, settings), *_group_tests(field, settings)]
+        q = benjamini_hochberg(np.array([test.p for test in tests])) if tests else np.empty(0)
+        pairs = [(test, each) for test, each in zip(tests, q.tolist(), strict=True)]
+        flagged = [(test, each) for test, each in pairs if stands_out(test, each, settings)]
+        return [_finding(evidence, field, same, len(tests)) for same in _clusters(field, flagged)]
+
+
+def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
+    number = len(field.classes)
+    hits, rows = zip(
+        *(count(field.loads[field.half == half], field.code[field.half == half], number) for half in (0, 1)),
+        strict=True,
+    )
+    spot_counts, _ = count(field.spots, field.code, number)
+    around = Surroundings(spot_counts, field.rows)
+    everything, total = field.totals.sum(0), len(field.sample)
+    for index, target in enumerate(field.classes.tolist()):
+        mine, others = int(field.rows[index]), total - int(field.rows[index])
+        if min(mine, others) < settings.flagged_from:
+            continue
+        odd = field.usual((everything - field.totals[index]) / others)
+        mode = np.unravel_index(int(field.totals[index].argmax()), (LATTICE, LATTICE))
+        share = hits[0][2, index] / max(1, rows[0][index])
+        off = np.array([apart(place, (int(mode[0]), int(mode[1]))) for place in field.places])
+        outer = np.array([place.outer for place in field.places])
+        # Where the class looks most is its object, unless that touches an edge of the view.
+        touches = not {0, LATTICE - 1}.isdisjoint(int(each) for each in mode)
+        allowed = odd & ((outer & (off | touches)) | (off & (share < _MINORITY)))
+        rest = [(each.sum(1) - each[:, index], int(of.sum() - of[index])) for each, of in zip(hits, rows, strict=True)]
+        tests = enriched(
+            (hits[0][:, index], hits[1][:, index]),
+            (int(rows[0][index]), int(rows[1][index])),
+            (rest[0][0], rest[1][0]),
+            (rest[0][1], rest[1][1]),
+            field.places,
+            allowed,
+            settings,
+            target_class=target,
+            attribute="",
+            value="",
+        )
+        for test in tests:
+            yield replace(test, p=max(test.p, around.p(test, index, field.places[test.place])))
+
+
+def _group_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
+    for attribute in settings.groups:
+        column = field.sample[f"group:{attribute}"]
+        known = np.flatnonzero(column.is_valid().to_numpy())
+        if not len(known):
+            continue
+        values, of_value = np.unique(
+            np.array(column.to_pylist(), np.object_)[known].astype(np.str_), return_inverse=True
+        )
+        codes = field.code[known] * len(values) + of_value
+        # Of a class-and-value pair that does not occur nothing is kept.
+        present, code = np.unique(codes, return_inverse=True)
+        half = field.half[known]
+        hits, rows = zip(
+            *(count(field.loads[known[half == each]], code[half == each], len(present)) for each in (0, 1)), strict=True
+        )
+        target, value = np.divmod(present, len(values))
+        sizes = rows[0] + rows[1]
+        for index in np.unique(target).tolist():
+            mine = np.flatnonzero(target == index)
+            total = int(sizes[mine].sum())
+            odd = field.usual(field.totals[index] / field.rows[index])
+            for place_of in mine.tolist():
+                size = int(sizes[place_of])
+                if min(size, total - size) < settings.flagged_from:
+                    continue
+                others = mine[mine != place_of]
+                rest = [(each[:, others].sum(1), int(of[others].sum())) for each, of in zip(hits, rows, strict=True)]
+                yield from enriched(
+                    (hits[0][:, place_of], hits[1][:, place_of]),
+                    (int(rows[0][place_of]), int(rows[1][place_of])),
+                    (rest[0][0], rest[1][0]),
+                    (rest[0][1], rest[1][1]),
+                    field.places,
+                    odd,
+                    settings,
+                    target_class=int(field.classes[index]),
+                    attribute=attribute,
+                    value=str(values[value[place_of]]),
+                )
+
+
+_Flagged = tuple[Enriched, float]
+
+
+def _members(field: _Field, test: Enriched) -> npt.NDArray[np.int64]:
+    """Rows of the sample of the test's class, and group, that look at its place; the most first."""
+    mine = field.sample["target_class"].to_numpy() == test.target_class
+    if test.attribute:
+        values = field.sample[f"group:{test.attribute}"].to_pylist()
+        mine &= np.array([value == test.value for value in values])
+    load = field.loads[:, test.place]
+    found = np.flatnonzero(mine & (load >= test.level))
+    return found[np.argsort(-load[found], kind="stable")]
+
+
+def _clusters(field: _Field, flagged: list[_Flagged]) -> Iterator[list[_Flagged]]:
+    """Put tests together whose images are the same, the surest first."""
+    for target in sorted({test.target_class for test, _ in flagged}):
+        left = [pair for pair in flagged if pair[0].target_class == target]
+        left.sort(key=lambda pair: (pair[0].p, -pair[0].ratio, pair[0].place, pair[0].attribute, pair[0].value))
+        images = [set(_members(field, test).tolist()) for test, _ in left]
+        taken = np.zeros(len(left), np.bool_)
+        for first in range(len(left)):
+            if taken[first]:
+                continue
+            same = [
+                number
+                for number in range(first, len(left))
+                if not taken[number]
+                and len(images[first] & images[number]) >= _SAME * min(len(images[first]), len(images[number]))
+            ]
+            taken[same] = True
+            yield [left[number] for number in same]
+
+
+def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int) -> Finding:
+    groups = [pair for pair in same if pair[0].attribute]
+    test, q = groups[0] if groups else same[0]
+    overall = next((pair[0] for pair in same if not pair[0].attribute), None)
+    place, name = field.places[test.place], evidence.frame.name(test.target_class)
+    rows = _members(field, test)
+    share, (share_low, share_high) = test.hits / test.rows, wilson(test.hits, test.rows)
+    mine, others = _sizes(field, test)
+    strength = 1 - 1 / max(test.ratio, overall.ratio if overall else 0.0)
+    details = {
+        "place": place.key,
+        "where": place.words,
+        "zone": place.zone.astype(int).tolist(),
+        "level": test.level,
+        "share": share,
+        "share_low": float(share_low),
+        "share_high": float(share_high),
+        "other_share": test.other_hits / test.other_rows,
+        "tested": test.rows,
+        "tested_others": test.other_rows,
+        "tests": tests,
+        "also": sorted({_group(other) for other, _ in same if other.attribute} - {_group(test)}),
+    }
+    if overall is not None:
+        details |= {"class_ratio": overall.ratio, "class_share": overall.hits / overall.rows}
+    about = f"'{name}'" + (f" with {test.attribute} = {test.value}" if test.attribute else "")
+    rest = "of the other images of this class" if test.attribute else "of the images of other classes"
+    return Finding(
+        finding_id=f"shortcut:{test.target_class}:{place.key}" + (f":{_group(test)}" if test.attribute else ""),
+        kind=Shortcut.name,
+        title=f"Shortcut candidate for {about}: {place.words}",
+        sentence=(
+            f"In {share:.1%} of the images of {about} the model looks at {place.words}, which it does in "
+            f"{test.other_hits / test.other_rows:.1%} {rest}: what is seen there may stand in for the object."
+        ),
+        remedy=(
+            "Look at the images. Where a mark, a logo or a frame goes with the class, cover it or collect images "
+            "without it, train again, and compare the audits."
+        ),
+        severity=severity(strength, _UNCHECKED),
+        target_class=test.target_class,
+        target_name=name,
+        attribute=test.attribute or None,
+        value=test.value if test.attribute else None,
+        effect=test.ratio,
+        effect_name="ratio",
+        low=test.low,
+        high=test.high,
+        p=test.p,
+        q=q,
+        n=mine,
+        reference_n=others,
+        images=_images(field, test, rows, place),
+        details=details,
+    )
+
+
+def _group(test: Enriched) -> str:
+    return f"{test.attribute}={test.value}"
+
+
+def _sizes(field: _Field, test: Enriched) -> tuple[int, int]:
+    """Maps of the sample, both halves, that a test is about, and those that it compares them with."""
+    target = field.sample["target_class"].to_numpy() == test.target_class
+    if not test.attribute:
+        return int(target.sum()), int((~target).sum())
+    column = field.sample[f"group:{test.attribute}"].filter(pa.array(target)).to_pylist()
+    mine = sum(value == test.value for value in column)
+    return mine, sum(value is not None for value in column) - mine
+
+
+def _images(
+    field: _Field, test: Enriched, rows: npt.NDArray[np.int64], place: Place, most: int = 24
+) -> tuple[ImageRef, ...]:
+    rows = rows[:most]
+    references = image_refs(field.sample.take(pa.array(rows)), most=most)
+    shown = field.loads[rows, test.place].tolist()
+    return tuple(
+        reference.model_copy(update={"note": f"{share:.0%} of the evidence in {place.words}"})
+        for reference, share in zip(references, shown, strict=True)
+    )
+
+
+KIND = Shortcut

@@ -1,0 +1,70 @@
+"""Progress of an audit for people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pipeline.engine.progress import clock_time
+
+_LINE_SECONDS = 10.0
+
+
+class Progression:
+    """Shows how many maps of how many are seen.
+
+    Args:
+        maps: maps in all.
+        before: of parts that earlier runs had written already.
+        stream: where to write (default: stderr); a bar if it is a terminal, else a line every ten seconds.
+    """
+
+    def __init__(self, maps: int, before: int, stream: TextIO | None = None) -> None:
+        self._maps, self._before, self._done = maps, before, 0
+        self._stream = stream or sys.stderr
+        self._began = self._said = time.monotonic()
+        console = Console(file=self._stream)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("maps"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                console=console,
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task("maps", total=maps, completed=before, note="")
+
+    def __enter__(self) -> Progression:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def done(self, maps: int) -> None:
+        """A chunk of ``maps`` is written."""
+        self._done += maps
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=maps, note=self.note())
+        elif time.monotonic() - self._said >= _LINE_SECONDS:
+            self._said = time.monotonic()
+            print(f"maps {self._before + self._done}/{self._maps}, {self.note()}", file=self._stream, flush=True)
+
+    def note(self) -> str:
+        """Maps per second and the expected time left, in a few words."""
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        left = self._maps - self._before - self._done
+        return f"{rate:.0f} maps/s" + (f", ETA {clock_time(left / rate)}" if left > 0 and rate else "")

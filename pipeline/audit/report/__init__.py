@@ -1,0 +1,49 @@
+"""The audit's report: one HTML file that opens from disk, loads nothing and stays under 15 MB."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.audit.findings.base import Evidence
+from schemas.audit import AuditManifest, Finding
+from schemas.errors import InputError
+
+
+def write_report(
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    groups: pa.Table,
+    manifest: AuditManifest,
+    *,
+    fetch: Callable[[Mapping[str, Any]], bytes] | None = None,
+) -> bytes:
+    """Return the report as HTML in UTF-8: summary, findings, classes, groups, methods and limits.
+
+    Args:
+        evidence: what the findings drew on; its lake is asked for the pictures behind them.
+        findings: in any order; they are ranked by severity.
+        groups: rows of :data:`schemas.audit.GROUPS`.
+        manifest: of the audit.
+        fetch: returns the encoded bytes of an image, given its row of the images table. Default: one ranged read of
+            ``lake.image_bytes``. An image that cannot be had is shown by its bare heatmap, with a note.
+
+    Returns:
+        At most 15,000,000 bytes, whatever the size of the lake: the findings of lowest rank, the smallest classes and
+        groups, and pictures are left out where needed, and the page says so. Names from the data are text throughout.
+
+    Raises:
+        InputError: jinja2 or scikit-learn is not installed.
+        LakeError: the lake's tables are damaged.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise InputError("the audit's report needs jinja2; install it: pip install 'camlake[audit]'")
+    from pipeline.audit.report.page import make_page
+
+    return make_page(evidence, findings, groups, manifest, fetch)
+
+
+__all__ = ["write_report"]
