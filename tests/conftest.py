@@ -16,16 +16,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Fixtures and files of tests that need a Ray: they share one process, so that only one Ray runs at a time.
+#: Fixtures and files of tests that need a Ray. Ray runs its workers at a low priority, so whatever runs beside them
+#: makes them miss their time limits: `make test` runs these tests by themselves.
 _RAY_FIXTURES = {"local_ray", "cluster"}
 _RAY_FILES = {"test_chaos.py"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that need a Ray in one process (``pytest --dist=loadgroup``)."""
+    """Mark the tests that need a Ray (``-m ray``)."""
     for item in items:
         if _RAY_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.name in _RAY_FILES:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")

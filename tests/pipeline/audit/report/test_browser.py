@@ -216,7 +216,10 @@ def test_keyboard(open_page: Open) -> None:
     page.keyboard.press("Enter")
     assert active(page) == "main"
     page.keyboard.press("j")
+    # Findings are drawn when the page comes to them.
+    page.wait_for_function("document.activeElement.id === 'finding-1'")
     page.keyboard.press("j")
+    page.wait_for_function("document.activeElement.id === 'finding-2'")
     assert active(page) == "finding-2"
     page.keyboard.press("k")
     assert active(page) == "finding-1"
