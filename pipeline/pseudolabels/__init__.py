@@ -1,0 +1,1 @@
+"""Pseudo-labels for segmentation, made from maps."""
