@@ -1,8 +1,8 @@
-"""Pseudo-labels: what a job file says about them under ``pseudo_labels:``, and the tables and documents that they leave.
+"""Pseudo-labels: what a job file says about them under ``pseudo_labels:``, and the table that they leave.
 
-The protocol is that of weakly supervised segmentation (Ahn and Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018;
-Ahn et al., IRNet, CVPR 2019): maps of several scales and flips are summed at the image's resolution, divided by their
-maximum per class, compared with a background score, and refined.
+The protocol is that of weakly supervised segmentation (Ahn and Kwak, "Learning Pixel-level Semantic Affinity", CVPR
+2018; Ahn et al., IRNet, CVPR 2019): maps of several scales and flips are summed at the image's resolution, divided by
+their maximum per class, compared with a background score, and refined.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class PseudoLabels(Strict):
     max_pixels: int = Field(
         1_000_000,
         ge=1024,
-        description="Images of more pixels are brought down to this number at scale 1. Labels have the image's own size.",
+        description="Images of more pixels are brought down to so many at scale 1. Labels have the image's own size.",
     )
     background: Background = Field(default_factory=ConstantBackground)
     refine: Refinement = Field(default_factory=PamrRefinement)
