@@ -2,9 +2,9 @@
 
 Ray Core and a ``ray.wait`` loop, not Ray Data: there a unit that kills its process is retried without end or takes
 its neighbours with it. Two units are in flight per worker, so that the next one's bytes are read while this one
-computes. A death therefore has several suspects: each runs again alone, its images decoded in a process of their own
-(an image that kills costs itself, then), and only a unit that dies alone, or that fails with an error of its own, has
-spent an attempt. What befalls a unit with its node or by Ray's memory monitor is counted apart.
+computes. A death therefore has several suspects: each runs again alone and with care, its images decoded in a process
+of their own (an image that kills costs itself, then), and only a unit that dies so, or that fails with an error of its
+own, has spent an attempt. What befalls a unit with its node or by Ray's memory monitor is counted apart.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 2
 #: Consecutive failures to start a worker after which the run ends.
 MAX_START_FAILURES = 3
+#: The same where workers of this job are known to start: then it is chance, or a GPU that its last owner still holds.
+MAX_PROVEN_START_FAILURES = 10
+#: Longest pause, in seconds, before a worker is started anew after such failures; it doubles from half a second.
+_MOST_PAUSE = 30.0
 #: The same where nodes were lost: replacements are placed on a node that dies until Ray has noticed.
 MAX_LOST_STARTS = 30
 #: Times that a unit may be lost with its node, or to Ray's memory monitor, before it is given up.
@@ -102,6 +106,7 @@ class Dispatcher:
         workers: pool size and attempts.
         monitor: is told what happens.
         give_up: records a unit whose attempts are spent, with its history.
+        proven: workers of this job have started before.
     """
 
     def __init__(
@@ -110,6 +115,8 @@ class Dispatcher:
         workers: Workers,
         monitor: Monitor,
         give_up: Callable[[Unit, list[Attempt]], None],
+        *,
+        proven: bool = False,
     ) -> None:
         self._spawn = spawn
         self._workers = workers
@@ -122,8 +129,10 @@ class Dispatcher:
         self._units: Iterator[Unit] = iter(())
         self._left = 0
         self._size = workers.max
+        self._proven = proven
         self._start_failures = 0
         self._lost_starts = 0
+        self._start_from = 0.0
         self._careful: set[str] = set()
         self._spawned = 0
         self._polled = 0.0
@@ -175,7 +184,7 @@ class Dispatcher:
         for depth in range(1, IN_FLIGHT + 1):
             for slot in self._slots:
                 self._fill(slot, depth)
-        while self._work_left() and len(self._slots) < self._size:
+        while self._work_left() and len(self._slots) < self._size and time.monotonic() >= self._start_from:
             self._spawned += 1
             name = f"worker-{self._spawned:03d}"
             slot = Slot(name, self._spawn(name))
@@ -216,6 +225,9 @@ class Dispatcher:
                 # One that is not ready yet answers once it has a place to run.
                 if (slot.flights or slot.info is None) and id(slot) not in asked:
                     self._refs[slot.actor.progress.remote()] = (slot, "progress")
+        if not self._refs:  # no worker, and it is not time yet to start one
+            time.sleep(_POLL_SECONDS)
+            return
         ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=_POLL_SECONDS)
         for ref in ready:
             # The death of a worker takes its other references along.
@@ -238,6 +250,7 @@ class Dispatcher:
         if what == "start":
             slot.info = result
             self._start_failures = self._lost_starts = 0
+            self._proven = True
             self._monitor.worker_ready(result)
         elif what == "progress":
             if slot.seen is None or result.mark != slot.progress.mark:
@@ -309,16 +322,17 @@ class Dispatcher:
             guilty: id of the unit that is to blame, where that is known.
         """
         flights = [*([flight] if flight else []), *slot.flights.values()]
-        was_ready, was_alone = slot.info is not None, slot.alone or len(flights) == 1
+        was_ready, alone = slot.info is not None, slot.alone or len(flights) == 1
         self._drop(slot)
         self._monitor.worker_lost(slot.name, reason)
         if not was_ready:
             self._start_failed(kind, reason)
         for suspect in flights:
             unit = suspect.unit
+            with_care = unit.unit_id in self._careful
             if kind not in LOSSES:
                 self._careful.add(unit.unit_id)
-            if kind in LOSSES or unit.unit_id == guilty or (was_alone and guilty is None):
+            if kind in LOSSES or unit.unit_id == guilty or (alone and with_care and guilty is None):
                 self._charge(slot, suspect, kind, reason)
             else:
                 self._suspects.append(unit)
@@ -328,7 +342,9 @@ class Dispatcher:
             self._lost_starts += 1
         else:
             self._start_failures += 1
-        if self._start_failures >= MAX_START_FAILURES or self._lost_starts >= MAX_LOST_STARTS:
+            self._start_from = time.monotonic() + min(0.5 * 2 ** (self._start_failures - 1), _MOST_PAUSE)
+        most = MAX_PROVEN_START_FAILURES if self._proven else MAX_START_FAILURES
+        if self._start_failures >= most or self._lost_starts >= MAX_LOST_STARTS:
             raise CamlakeError(
                 f"{max(self._start_failures, self._lost_starts)} workers in a row died before they were ready: "
                 f"{reason}; check the memory and the GPU of the workers, and their logs"

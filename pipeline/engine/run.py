@@ -174,7 +174,9 @@ def _dispatch(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         quarantine(store, Quarantine(unit_id=unit.unit_id, created=now, attempts=attempts))
 
-    dispatcher = Dispatcher(lambda name: actor.remote(job_ref, manifest_ref, name), workers, monitor, give_up)
+    dispatcher = Dispatcher(
+        lambda name: actor.remote(job_ref, manifest_ref, name), workers, monitor, give_up, proven=bool(done)
+    )
     units = (unit for unit in read_plan(store, manifest) if unit.unit_id not in done)
     with stop_on_signals(dispatcher.stop) as received, monitor:
         dispatcher.run(units, left)
