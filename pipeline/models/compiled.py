@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 _log = logging.getLogger(__name__)
 
 #: Largest difference that compiling may make, relative to the largest output.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+
+#: Forms of one network's code in a process: each shape is one or two. PyTorch's own limit is soon reached, by sizes
+#: that were halved where the memory did not suffice, or in a notebook.
+_MOST_FORMS = 64
 
 
 def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
@@ -29,12 +34,13 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
         example: an input; its shape, precision and memory format are the only ones that may follow.
     """
     example = example.clone()
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_FORMS)
     with torch.no_grad():
         expected = network(example.clone())
         candidate = torch.compile(network, dynamic=False, fullgraph=True, options={"freezing": True})
         try:
             found = candidate(example.clone())
-        except (TorchDynamoException, RuntimeError, OSError) as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit, RuntimeError, OSError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             _log.warning("the network runs without torch.compile: %s", str(error).splitlines()[0])

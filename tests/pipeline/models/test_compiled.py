@@ -52,6 +52,15 @@ def test_what_cannot_be_compiled_runs_as_it_is(caplog: pytest.LogCaptureFixture)
     assert "runs without torch.compile" in caplog.text
 
 
+def test_one_form_too_many_runs_as_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    network = nn.Linear(4, 2).eval()
+    monkeypatch.setattr(module, "_MOST_FORMS", 1)
+    with torch._dynamo.config.patch(recompile_limit=1), caplog.at_level(logging.WARNING, module.__name__):
+        assert compiled(network, torch.ones(2, 4)) is not network
+        assert compiled(network, torch.ones(3, 4)) is network
+    assert "runs without torch.compile" in caplog.text
+
+
 def test_other_values_are_not_taken(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     network = nets.make("gap").eval()
 
