@@ -46,10 +46,10 @@ from pipeline.cam.base import MapBatch
 from pipeline.cam.fusion import scaled_by_maximum
 from pipeline.engine.allocator import ALLOCATOR
 from pipeline.engine.clock import STAGES
+from pipeline.engine.explain import build_attributor
 from pipeline.engine.outcome import Outcome, Tally
 from pipeline.engine.progress import ProgressMonitor
 from pipeline.engine.run import RunResult, attribute
-from pipeline.engine.worker import build_attributor
 from pipeline.lake import open_lake
 from pipeline.models.replica import Replica, load_replica
 from pipeline.sources.decode import decode
