@@ -158,7 +158,7 @@ def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:
 
 def core(work: Work, job: Job, replica: Replica) -> Callable[[], Maps]:
     """Return the compute core over the images of all shards but the first, a session per shard as the job has it."""
-    attributor = build_attributor(job, replica)
+    attributor = build_attributor(job, replica, job.compute.batch_size)
     size = job.compute.batch_size
     shards = [torch.stack([replica.preprocess(decode(data).pixels)[0] for data in shard]) for shard in work.shards[1:]]
     firsts = [len(work.shards[0])]

@@ -64,9 +64,9 @@ class Source(Strict):
     label: str | None = Field(
         None,
         description=(
-            "Field that holds the label: an index, a class name, or a list of them. webdataset: a member suffix ('cls') or a path into "
-            "the sample's JSON ('json.label'); parquet and list: a column; folder: a column of its metadata file "
-            "(default: the folder's name)."
+            "Field that holds the label: an index, a class name, or a list of them. webdataset: a member suffix "
+            "('cls') or a path into the sample's JSON ('json.label'); parquet and list: a column; folder: a column of "
+            "its metadata file (default: the folder's name)."
         ),
     )
     image: str | None = Field(None, description="Field that holds the image. Default: found by the source's rule.")

@@ -36,15 +36,15 @@ class Part(NamedTuple):
     effort: dict[str, np.ndarray]
 
 
-def build_attributor(job: Job, replica: Replica) -> Attributor:
-    """Return the compute core for a job's methods on a replica."""
+def build_attributor(job: Job, replica: Replica, batch_size: int | None) -> Attributor:
+    """Return the compute core for a job's methods on a replica; ``batch_size`` as :class:`Attributor` has it."""
     return Attributor(
         replica.model,
         methods=list(job.methods),
         layers=replica.layers,
         head=replica.head,
         find_layer=replica.layer,
-        batch_size=job.compute.batch_size,
+        batch_size=batch_size,
         mask_batch=job.compute.mask_batch,
         compile=job.compute.compile,
         seed=job.compute.seed,
@@ -59,7 +59,7 @@ class HeatmapExplainer(Explainer):
     def __init__(self, job: Job, replica: Replica) -> None:
         self._job = job
         self._replica = replica
-        self.attributor = build_attributor(job, replica)
+        self.attributor = build_attributor(job, replica, job.compute.batch_size)
         self._selector = TargetSelector(job.targets, class_index=replica.class_index, activation=job.model.activation)
 
     @property

@@ -66,7 +66,8 @@ def class_name(replica: Replica, index: int) -> str | None:
 
 def image_seed(item: Prepared) -> int:
     """Return the number that makes an image's noise: of its bytes, so that it is the same in any company."""
-    return int.from_bytes(item.sha256 or b"", "little") & (2**_SEED_BITS - 1)
+    seed: int = int.from_bytes(item.sha256 or b"", "little") & (2**_SEED_BITS - 1)
+    return seed
 
 
 def verdict(replica: Replica, label: int | None, logits: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
