@@ -63,7 +63,7 @@ def dense_crf(pixels: npt.NDArray[np.uint8], scores: Scores, settings: CrfRefine
     field.addPairwiseBilateral(
         sxy=settings.bilateral_sxy,
         srgb=settings.bilateral_srgb,
-        rgbim=np.ascontiguousarray(pixels),
+        rgbim=np.array(pixels, order="C"),  # one that may be written to: Ray's shared arrays may not
         compat=settings.bilateral_compat,
     )
     return np.array(field.inference(settings.iterations), np.float32).reshape(scores.shape)
