@@ -36,6 +36,16 @@ MAY = {
         "pipeline.models",
         "pipeline.sources",
     },
+    "pipeline.pseudolabels": {
+        "schemas",
+        "pipeline.attributor",
+        "pipeline.audit",
+        "pipeline.cam",
+        "pipeline.engine",
+        "pipeline.lake",
+        "pipeline.models",
+        "pipeline.sources",
+    },
     "pipeline": {"pipeline.attributor", "pipeline.lake"},
     "jobs": {"schemas", "pipeline"},
 }
