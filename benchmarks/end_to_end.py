@@ -46,10 +46,10 @@ from pipeline.cam.base import MapBatch
 from pipeline.cam.fusion import scaled_by_maximum
 from pipeline.engine.allocator import ALLOCATOR
 from pipeline.engine.clock import STAGES
+from pipeline.engine.explain import build_attributor
 from pipeline.engine.outcome import Outcome, Tally
 from pipeline.engine.progress import ProgressMonitor
 from pipeline.engine.run import RunResult, attribute
-from pipeline.engine.worker import build_attributor
 from pipeline.lake import open_lake
 from pipeline.models.replica import Replica, load_replica
 from pipeline.sources.decode import decode
@@ -158,7 +158,7 @@ def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:
 
 def core(work: Work, job: Job, replica: Replica) -> Callable[[], Maps]:
     """Return the compute core over the images of all shards but the first, a session per shard as the job has it."""
-    attributor = build_attributor(job, replica)
+    attributor = build_attributor(job, replica, job.compute.batch_size)
     size = job.compute.batch_size
     shards = [torch.stack([replica.preprocess(decode(data).pixels)[0] for data in shard]) for shard in work.shards[1:]]
     firsts = [len(work.shards[0])]

@@ -10,7 +10,7 @@ import typer
 
 from jobs.config import absolute, load_job
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
-from pipeline.engine.clock import STAGES
+from pipeline.engine.clock import in_words
 from pipeline.engine.progress import clock_time, megabytes
 from pipeline.engine.run import RunResult
 from pipeline.engine.run import attribute as run_attribution
@@ -46,7 +46,7 @@ def attribute(
 
 
 def run(job: Job, address: str | None = None) -> int:
-    """Run a job on Ray, print its summary and return the exit code."""
+    """Run a job of any kind on Ray, print its summary and return the exit code."""
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -108,9 +108,10 @@ def print_summary(result: RunResult) -> None:
     """Print what the run did, and where its workers' time went."""
     monitor, done = result.monitor, result.monitor.done
     elapsed = monitor.elapsed()
+    what = "labels" if result.manifest.kind == "labels" else "maps"
     if done.units or monitor.quarantined:
         print(
-            f"\nthis run   {done.units} units, {done.total_images} images, {done.maps} maps, {megabytes(done.bytes)} "
+            f"\nthis run   {done.units} units, {done.total_images} images, {done.maps} {what}, {megabytes(done.bytes)} "
             f"in {clock_time(elapsed)} ({done.total_images / max(elapsed, 1e-9):.1f} images/s with start-up)"
         )
     else:
@@ -118,7 +119,7 @@ def print_summary(result: RunResult) -> None:
     for worker, spent in monitor.times().items():
         print(f"           {worker}: {spent.sentence()}")
         # Stages overlap: the next unit is read and the last one is written while one computes.
-        parts = ", ".join(f"{stage} {monitor.seconds[worker][stage]:.1f}" for stage in STAGES)
+        parts = in_words(monitor.seconds[worker])
         print(f"           {' ' * len(worker)}  seconds by stage, overlapping: {parts}")
     if monitor.slowest:
         print(f"           slowest units: {', '.join(f'{unit} ({taken:.1f} s)' for taken, unit in monitor.slowest)}")
@@ -129,7 +130,7 @@ def print_summary(result: RunResult) -> None:
         statuses = ", ".join(f"{count} {status}" for status, count in success.images.items()) or "none"
         print(
             f"lake       {success.committed} + {success.quarantined} quarantined = {success.units} units; "
-            f"images: {statuses} = {sum(success.images.values())}; {success.maps} maps, "
+            f"images: {statuses} = {sum(success.images.values())}; {success.maps} {what}, "
             f"{megabytes(success.bytes)} in {success.objects} objects"
         )
         flagged = ", ".join(f"{count} {flag}" for flag, count in success.flags.items() if count)

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("jobs.demo.command", "demo"),
     "plan": ("jobs.plan", "plan"),
     "attribute": ("jobs.attribute", "attribute"),
+    "pseudo-labels": ("jobs.pseudo_labels", "pseudo_labels"),
     "status": ("jobs.status", "status"),
     "verify": ("jobs.verify", "verify"),
     "show": ("jobs.show", "show"),

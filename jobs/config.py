@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import yaml
@@ -12,17 +12,32 @@ from pydantic import ValidationError
 
 from schemas.errors import InputError
 from schemas.job import Job
+from schemas.label_job import LabelJob
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+#: The section of the job file that makes it one of pseudo-labels.
+LABELS_SECTION = "pseudo_labels"
 
 # Tags of the methods' union stand in pydantic's locations but not in the file.
 _TAGS = {"plain", "smooth_grad_cam_pp", "score_cam"}
 
 
 def load_job(uri: str, overrides: list[str] | None = None) -> Job:
-    """Read the job file at ``uri`` (any fsspec URI), apply ``path=value`` overrides and validate.
+    """Read the attribution job at ``uri`` (any fsspec URI), apply ``path=value`` overrides and validate.
 
     Raises:
         InputError: the file cannot be read, is no YAML, or a field is wrong; names the file, the field and the remedy.
     """
+    return parse_job(_document(uri, overrides), uri)
+
+
+def load_label_job(uri: str, overrides: list[str] | None = None) -> LabelJob:
+    """Read a pseudo-label job, as :func:`load_job` reads an attribution job."""
+    return parse_label_job(_document(uri, overrides), uri)
+
+
+def _document(uri: str, overrides: list[str] | None) -> dict[str, Any]:
     try:
         with fsspec.open(uri, "rt", encoding="utf-8") as file:
             document = yaml.safe_load(file)
@@ -40,13 +55,27 @@ def load_job(uri: str, overrides: list[str] | None = None) -> Job:
         raise InputError(f"job file '{uri}' holds no mapping at its top; it must have source, model, methods, output")
     for override in overrides or []:
         _override(document, override)
-    return parse_job(document, uri)
+    return document
 
 
 def parse_job(document: dict[str, Any], name: str = "job") -> Job:
-    """Validate a job given as a mapping; ``name`` stands in the messages."""
+    """Validate an attribution job given as a mapping; ``name`` stands in the messages."""
+    if LABELS_SECTION in document:
+        raise InputError(
+            f"job file '{name}': {LABELS_SECTION} is a section of 'camlake pseudo-labels', which makes labels of maps; "
+            "run that command, or take the section out"
+        )
+    return _validated(document, name, Job)
+
+
+def parse_label_job(document: dict[str, Any], name: str = "job") -> LabelJob:
+    """Validate a pseudo-label job given as a mapping."""
+    return _validated(document, name, LabelJob)
+
+
+def _validated(document: dict[str, Any], name: str, kind: type[AnyJob]) -> AnyJob:
     try:
-        return Job.model_validate(document)
+        return kind.model_validate(document)
     except ValidationError as error:
         lines = [_sentence(problem) for problem in error.errors()]
         raise InputError(f"job file '{name}': {'; '.join(lines)}") from None
@@ -111,7 +140,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         node = node[key]
 
 
-def absolute(job: Job) -> Job:
+def absolute(job: AnyJob) -> AnyJob:
     """Return the job with local paths made absolute: workers may run in other folders."""
     source = job.source.model_copy(update={"uri": [absolute_uri(uri) for uri in job.source.uris]})
     output = job.output.model_copy(update={"uri": absolute_uri(job.output.uri)})

@@ -16,7 +16,7 @@ from jobs.run import main_of, plain_errors
 from pipeline.engine.clock import StageClock
 from pipeline.engine.progress import clock_time, megabytes
 from pipeline.engine.targets import in_words
-from pipeline.engine.worker import AttributionWorker, build_attributor
+from pipeline.engine.worker import AttributionWorker
 from pipeline.lake import arrays
 from pipeline.sources.base import Sample
 from schemas.errors import InputError
@@ -144,18 +144,17 @@ def _explain(job: Job, worker: AttributionWorker, unit: Unit, count: int) -> Sam
         rows += len(inputs[0])
 
     size = min(job.compute.batch_size, count)
-    worker.job = job.model_copy(update={"compute": job.compute.model_copy(update={"batch_size": size})})
-    worker.attributor = build_attributor(worker.job, worker.replica)
+    worker.use(job.model_copy(update={"compute": job.compute.model_copy(update={"batch_size": size})}))
     clock = StageClock()
     samples = list(islice(_timed(worker.source.read(unit), clock), count))
     encoded = sum(len(sample.data or b"") for sample in samples)
-    hook = worker.attributor.model.register_forward_pre_hook(counted)
+    hook = worker.replica.model.register_forward_pre_hook(counted)
     try:
-        explainer = worker.explainer()
-        explainer.add_all(worker.prepared(iter(samples), clock), clock)
+        work = worker.explainer.unit()
+        work.add_all(worker.prepared(iter(samples), clock), clock)
     finally:
         hook.remove()
-    result = explainer.result(unit.unit_id, "plan", "plan", {})
+    result = work.result(unit.unit_id, "plan", "plan", {})
     statuses = Counter(str(row["status"]) for row in result.images)
     explained = statuses.pop("ok", 0)
     stored = 0

@@ -9,7 +9,7 @@ import typer
 from jobs.config import absolute_uri
 from jobs.options import StorageOptions, storage_options
 from jobs.run import main_of, plain_errors
-from pipeline.engine.clock import STAGES
+from pipeline.engine.clock import in_words
 from pipeline.engine.progress import clock_time, megabytes
 from pipeline.lake import LakeStore
 from pipeline.lake import status as lake_status
@@ -35,7 +35,7 @@ def status(
         if state.last_commit is not None:
             print(f"last     commit at {state.last_commit.isoformat(timespec='seconds')}")
         if state.seconds:
-            print(f"seconds  {', '.join(f'{stage} {state.seconds.get(stage, 0.0):.1f}' for stage in STAGES)}")
+            print(f"seconds  {in_words(state.seconds)}")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class Manifest(StoredDocument):
     attributes: dict[str, str] = Field(description="Attribute columns of the images table and their types.")
     versions: dict[str, str] = Field(description="Library versions.")
     plan: ObjectInfo | None = Field(None, description="The plan as stored; null in lakes that are older than this.")
+    kind: Literal["heatmaps", "labels"] = Field("heatmaps", description="What the lake holds.")
 
 
 class Commit(StoredDocument):
@@ -92,7 +93,7 @@ class Commit(StoredDocument):
     created: str
     worker: str
     images: dict[str, int] = Field(description="Number of images by status.")
-    maps: int
+    maps: int = Field(description="Rows of the maps table; in a lake of labels, of the labels table.")
     flags: dict[str, int] = Field(
         default_factory=dict, description="Number of maps that are all_zero, constant, not_finite."
     )

@@ -1,4 +1,4 @@
-"""Writes the JSON Schemas of the job file and of the lake's documents: ``python -m schemas.export [--check]``."""
+"""Writes the JSON Schemas of the job files and of the lake's documents: ``python -m schemas.export [--check]``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pydantic import BaseModel
 
 from schemas.documents import DOCUMENTS
 from schemas.job import Job
+from schemas.label_job import LabelJob
 
 FOLDER = Path(__file__).parent / "exported"
 
 
 def exported() -> dict[str, str]:
     """Return the text of each exported schema by file name."""
-    models: dict[str, type[BaseModel]] = {"job": Job, **DOCUMENTS}
+    models: dict[str, type[BaseModel]] = {"job": Job, "label-job": LabelJob, **DOCUMENTS}
     return {
         f"{name}.schema.json": json.dumps(model.model_json_schema(), indent=2, sort_keys=True) + "\n"
         for name, model in models.items()

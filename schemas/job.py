@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
@@ -64,9 +64,9 @@ class Source(Strict):
     label: str | None = Field(
         None,
         description=(
-            "Field that holds the label, an index or a class name. webdataset: a member suffix ('cls') or a path into "
-            "the sample's JSON ('json.label'); parquet and list: a column; folder: a column of its metadata file "
-            "(default: the folder's name)."
+            "Field that holds the label: an index, a class name, or a list of them. webdataset: a member suffix "
+            "('cls') or a path into the sample's JSON ('json.label'); parquet and list: a column; folder: a column of "
+            "its metadata file (default: the folder's name)."
         ),
     )
     image: str | None = Field(None, description="Field that holds the image. Default: found by the source's rule.")
@@ -247,6 +247,9 @@ class Compute(Strict):
 
 class Job(Strict):
     """A whole attribution job."""
+
+    #: What the lake will hold, by which the engine chooses what explains a unit and what writes it.
+    kind: ClassVar[Literal["heatmaps", "labels"]] = "heatmaps"
 
     version: Literal[1] = Field(1, description="Version of the job file's format.")
     source: Source

@@ -52,3 +52,33 @@ def commit(unit: str) -> str:
 def quarantine(unit: str) -> str:
     """Path of the record of a unit that was given up."""
     return f"{QUARANTINE}/{unit}.json"
+
+
+# A lake of labels. Masks have the names that trainers look for, so no attempt's: they are created once and kept.
+MASKS = "masks"
+CONFIDENCE = "confidence"
+SOFT = "soft"
+LABELS = "labels"
+CLASSES = "classes.json"
+SPLIT_ALL = "splits/all.txt"
+PROVENANCE = "provenance.json"
+
+
+def mask(name: str) -> str:
+    """Path of the index image of an image."""
+    return f"{MASKS}/{name}.png"
+
+
+def confidence(name: str) -> str:
+    """Path of the confidence image of an image."""
+    return f"{CONFIDENCE}/{name}.png"
+
+
+def soft(name: str) -> str:
+    """Path of the scores of an image."""
+    return f"{SOFT}/{name}.npz"
+
+
+def labels(unit: str, attempt: str) -> str:
+    """Path of the labels table of one attempt at a unit."""
+    return f"{LABELS}/{unit}-{attempt}.parquet"

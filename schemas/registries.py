@@ -32,9 +32,24 @@ SOURCES: dict[str, str] = {
     "list": "pipeline.sources.uri_list",
 }
 
+# The kinds of lakes, by what they hold. What explains the images of a unit: the module defines EXPLAINER, a subclass of
+# pipeline.engine.explainer.Explainer.
+EXPLAINERS: dict[str, str] = {
+    "heatmaps": "pipeline.engine.explain",
+    "labels": "pipeline.pseudolabels.explain",
+}
+
 # Where the results of a unit go: the module defines SINK, a subclass of pipeline.lake.sink.Sink.
 SINKS: dict[str, str] = {
-    "lake": "pipeline.lake.writer",
+    "heatmaps": "pipeline.lake.writer",
+    "labels": "pipeline.pseudolabels.sink",
+}
+
+# Which objects such a lake has, and what is true of them: the module defines CONTENTS, a subclass of
+# pipeline.lake.contents.Contents.
+CONTENTS: dict[str, str] = {
+    "heatmaps": "pipeline.lake.heatmap_contents",
+    "labels": "pipeline.pseudolabels.contents",
 }
 
 # Where the objects of images are: the module defines SOURCE, a subclass of pipeline.audit.regions.base.RegionSource.

@@ -59,6 +59,7 @@ IMAGES = pa.schema(
             False,
         ),
         _field("error", pa.string(), "the reason in words; null where status is ok"),
+        _field("labels", pa.list_(pa.int32()), "class indices of all labels, where the source has lists; else null"),
     ]
 )
 
@@ -121,7 +122,7 @@ STATISTICS = MAPS.names[MAPS.names.index("vmax") : MAPS.names.index("masks_score
 EFFORT = MAPS.names[MAPS.names.index("masks_scored") :]
 
 #: Columns that lakes written before they were appended lack.
-APPENDED = frozenset(EFFORT)
+APPENDED = frozenset([*EFFORT, "labels"])
 
 ATTRIBUTE_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -63,8 +64,12 @@ class TargetSelector:
             else:
                 raise InputError(f"targets.classes: '{name}' is a name, and no class names are known; give indices")
 
-    def __call__(self, logits: Tensor, labels: Sequence[int | None] | None = None) -> Selection:
-        """Select from logits (n, K); ``labels`` holds each image's class index, or None where it has none.
+    def __call__(self, logits: Tensor, labels: Sequence[int | Sequence[int] | None] | None = None) -> Selection:
+        """Select from logits (n, K).
+
+        Args:
+            logits: (n, K).
+            labels: of each image the class index of its label, or several, or None where it has none.
 
         Raises:
             InputError: ``targets.label`` is set and there are no labels; or a class index does not exist.
@@ -73,7 +78,8 @@ class TargetSelector:
         count, classes = values.shape
         if self.targets.label and labels is None:
             raise InputError("targets.label asks for labels, and none were given; pass them or choose other targets")
-        wrong = [index for index in (*self.classes, *(labels or ())) if index is not None and not 0 <= index < classes]
+        lists = [[] if each is None else [each] if isinstance(each, int) else list(each) for each in labels or ()]
+        wrong = [index for index in (*self.classes, *chain(*lists)) if not 0 <= index < classes]
         if wrong:
             raise InputError(f"targets: class {wrong[0]} does not exist; the model has {classes} classes, from 0")
         # A stable sort settles ties by class index.
@@ -86,10 +92,9 @@ class TargetSelector:
             kind[rank < self.targets.top_k] = KINDS.index("top_k")
         if self.targets.predicted:
             kind[rank == 0] = KINDS.index("predicted")
-        if self.targets.label and labels is not None:
-            for row, label in enumerate(labels):
-                if label is not None:
-                    kind[row, label] = KINDS.index("label")
+        if self.targets.label:
+            for row, known in enumerate(lists):
+                kind[row, known] = KINDS.index("label")
         image, target = (kind < len(KINDS)).nonzero(as_tuple=True)
         return Selection(image, target, tuple(KINDS[index] for index in kind[image, target].tolist()))
 

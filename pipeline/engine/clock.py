@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 #: Stages of a unit: reading encoded images; decoding and preprocessing (summed over threads); the compute thread
-#: waiting for either; computing; encoding and writing; and from the unit's start to its commit.
-STAGES = ("read", "decode", "wait", "compute", "write", "total")
+#: waiting for either; computing; refining labels; encoding and writing; and from the unit's start to its commit.
+STAGES = ("read", "decode", "wait", "compute", "refine", "write", "total")
+
+
+def in_words(seconds: Mapping[str, float]) -> str:
+    """Return seconds by stage, those of refining where there are some."""
+    shown = [stage for stage in STAGES if stage != "refine" or seconds.get(stage)]
+    return ", ".join(f"{stage} {seconds.get(stage, 0.0):.1f}" for stage in shown)
 
 
 class StageClock:

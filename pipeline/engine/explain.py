@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.attributor import Attributor
-from pipeline.cam.base import MapBatch, Selection
+from pipeline.cam.base import MapBatch
 from pipeline.cam.selection import TargetSelector, probabilities
 from pipeline.cam.statistics import statistics
 from pipeline.engine.clock import StageClock
+from pipeline.engine.explainer import Explainer, UnitWork
 from pipeline.engine.reading import Prepared
-from pipeline.engine.targets import Chosen, describe
+from pipeline.engine.rows import class_name, image_row, image_seed, labels_of, verdict
+from pipeline.engine.targets import Chosen, choose, describe
 from pipeline.lake.sink import MapSet, MapTargets, UnitResult
+from pipeline.models.preprocess import Preprocessor
 from pipeline.models.replica import Replica
-from schemas.errors import InputError
 from schemas.job import Job
 from schemas.tables import EFFORT
-
-_SEED_BITS = 63
 
 
 class Part(NamedTuple):
@@ -37,7 +36,48 @@ class Part(NamedTuple):
     effort: dict[str, np.ndarray]
 
 
-class UnitExplainer:
+def build_attributor(job: Job, replica: Replica, batch_size: int | None) -> Attributor:
+    """Return the compute core for a job's methods on a replica; ``batch_size`` as :class:`Attributor` has it."""
+    return Attributor(
+        replica.model,
+        methods=list(job.methods),
+        layers=replica.layers,
+        head=replica.head,
+        find_layer=replica.layer,
+        batch_size=batch_size,
+        mask_batch=job.compute.mask_batch,
+        compile=job.compute.compile,
+        seed=job.compute.seed,
+        activation=job.model.activation,
+        device=replica.device,
+    )
+
+
+class HeatmapExplainer(Explainer):
+    """Explains images as the network's evaluation shows them to it, and stores the maps."""
+
+    def __init__(self, job: Job, replica: Replica) -> None:
+        self._job = job
+        self._replica = replica
+        self.attributor = build_attributor(job, replica, job.compute.batch_size)
+        self._selector = TargetSelector(job.targets, class_index=replica.class_index, activation=job.model.activation)
+
+    @property
+    def preprocess(self) -> Preprocessor:
+        """The network's own evaluation preprocessing."""
+        return self._replica.preprocess
+
+    def warm_up(self) -> None:
+        """Compile the network for its batches."""
+        if self._job.compute.compile:
+            self.attributor.warm_up(self._replica.preprocess.input_size)
+
+    def unit(self, on_images: Callable[[int], None] = lambda count: None) -> UnitExplainer:
+        """Begin a unit."""
+        return UnitExplainer(self._job, self._replica, self.attributor, self._selector, on_images)
+
+
+class UnitExplainer(UnitWork):
     """Explains the images of one unit in batches, and collects what the lake stores.
 
     Args:
@@ -71,7 +111,7 @@ class UnitExplainer:
     def add_all(self, prepared: Iterator[Prepared], clock: StageClock) -> None:
         """Explain all of ``prepared``, batch by batch."""
         for item in prepared:
-            row = self._row(item)
+            row = image_row(item, self._job, self._replica)
             self._rows.append(row)
             if row["status"] != "ok":
                 self._on_images(1)
@@ -111,49 +151,14 @@ class UnitExplainer:
         sizes = {"batch_size": self._attributor.batch_size or 0, "mask_batch": self._attributor.mask_batch}
         return UnitResult(unit_id, attempt, worker, self._rows, map_sets, seconds, sizes)
 
-    def _row(self, item: Prepared) -> dict[str, Any]:
-        sample = item.sample
-        row: dict[str, Any] = {
-            "image_id": sample.image_id,
-            "uri": sample.uri,
-            "byte_offset": sample.byte_offset,
-            "byte_size": sample.byte_size,
-            "sha256": item.sha256,
-            "width": item.width,
-            "height": item.height,
-            "decoder": item.decoder,
-            "exif_orientation": item.exif_orientation,
-            "status": item.status,
-            "error": item.error,
-            **sample.attributes,
-        }
-        if item.view is not None:
-            row |= {f"view_{edge}": getattr(item.view, edge) for edge in ("x0", "y0", "x1", "y1")}
-        if sample.label is not None:
-            try:
-                row["label"] = self._replica.class_index(sample.label)
-                row["label_name"] = self._name(row["label"])
-            except InputError as error:
-                # Without its label the image can still be explained, unless the label is what is asked for.
-                row["error"] = row["error"] or str(error)
-                if self._job.targets.label and row["status"] == "ok":
-                    row["status"] = "label_error"
-        elif self._job.targets.label and row["status"] == "ok":
-            row |= {"status": "label_error", "error": f"the image has no label in field '{self._job.source.label}'"}
-        return row
-
-    def _name(self, index: int) -> str | None:
-        names = self._replica.class_names
-        return names[index] if names else None
-
     def _flush(self) -> None:
         if not self._batch:
             return
         images = torch.stack([item.tensor for item in self._batch if item.tensor is not None])
         rows = [self._rows[position] for position in self._batch_rows]
-        labels = [row.get("label") for row in rows]
-        seeds = [int.from_bytes(item.sha256 or b"", "little") & (2**_SEED_BITS - 1) for item in self._batch]
-        output = self._session.add(images, seeds, partial(self._choose, labels=labels))
+        labels = [labels_of(row) for row in rows]
+        seeds = [image_seed(item) for item in self._batch]
+        output = self._session.add(images, seeds, partial(choose, self._selector, labels=labels))
         activation = self._job.model.activation
         chosen = describe(output.selection, output.logits, activation)
         self._chosen.append((len(self._explained), chosen))
@@ -161,35 +166,10 @@ class UnitExplainer:
         probability = probabilities(output.logits, activation).cpu().numpy()
         logits = output.logits.float().cpu().numpy()
         for row, scores, values in zip(rows, logits, probability, strict=True):
-            row |= self._verdict(row.get("label"), scores, values)
+            row |= verdict(self._replica, row.get("label"), scores, values)
         self._keep(output.maps)
         self._on_images(len(self._batch))
         self._batch, self._batch_rows = [], []
-
-    def _choose(self, logits: Tensor, labels: list[int | None]) -> Selection:
-        """Choose the targets of a batch; none for images that have no probabilities, whose maps would mean nothing."""
-        found = self._selector(logits, labels=labels)
-        sound = probabilities(logits, self._job.model.activation).isfinite().all(1).cpu()[found.image]
-        kind = tuple(reason for reason, kept in zip(found.kind or (), sound.tolist(), strict=True) if kept)
-        return Selection(found.image[sound], found.target[sound], kind)
-
-    def _verdict(self, label: int | None, logits: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-        """Columns of the images table that the model's output (K,) of an image fills."""
-        if not np.isfinite(probability).all():
-            wrong = int((~np.isfinite(logits)).sum())
-            return {
-                "status": "model_error",
-                "error": f"the model gave NaN or infinity for {wrong} of {len(logits)} classes; check its weights and "
-                "model.precision",
-            }
-        # Of the logits: probabilities can saturate at 1 and tie.
-        best = int(logits.argmax())
-        columns = {
-            "predicted_class": best,
-            "predicted_name": self._name(best),
-            "predicted_probability": float(probability[best]),
-        }
-        return columns if label is None else columns | {"label_probability": float(probability[label])}
 
     def _keep(self, batches: list[MapBatch]) -> None:
         for batch in batches:
@@ -214,18 +194,26 @@ class UnitExplainer:
         number = np.concatenate(numbers) if numbers else np.empty(0, np.int64)
         target = joined("target", np.int64)
         position = np.asarray(self._explained, np.int64)[number] if len(number) else number
-        labels = [self._rows[row].get("label") for row in position]
+        labels = [_known_labels(self._rows[row]) for row in position]
         targets = MapTargets(
             image_index=position,
             target_class=target.astype(np.int32),
-            target_name=[self._name(index) for index in target.tolist()],
+            target_name=[class_name(self._replica, index) for index in target.tolist()],
             target_kind=joined("kind", object).tolist(),
             target_rank=joined("rank", np.int64).astype(np.int32),
             is_label=[
-                None if label is None else label == index for label, index in zip(labels, target.tolist(), strict=True)
+                None if known is None else index in known for known, index in zip(labels, target.tolist(), strict=True)
             ],
             is_predicted=joined("is_predicted", np.bool_),
             logit=joined("logit", np.float32),
             probability=joined("probability", np.float32),
         )
         return targets, np.stack([number, target])
+
+
+def _known_labels(row: dict[str, Any]) -> Sequence[int] | None:
+    """The classes that an image is labelled with, or None where that is not known."""
+    return labels_of(row) if row.get("label") is not None or row.get("labels") is not None else None
+
+
+EXPLAINER = HeatmapExplainer

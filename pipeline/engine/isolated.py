@@ -28,7 +28,7 @@ _LENGTH = struct.Struct("<Q")
 class Setup:
     """What preparing needs; ``imports`` are modules that may register decoders."""
 
-    preprocess: Callable[[Tensor], tuple[Tensor, View]]
+    preprocess: Callable[[Tensor], tuple[Any, View]]
     exif: Literal["ignore", "apply"]
     imports: Sequence[str]
 

@@ -158,7 +158,7 @@ class ProgressMonitor:
             stages = self.seconds[worker]
             # The worker measures by its own clock, which may run a little faster than the driver's; and the commit that
             # landed first may be an earlier run's, by a worker of the same name.
-            computing = min(stages["compute"], active)
+            computing = min(stages["compute"] + stages["refine"], active)
             waiting = min(stages["wait"], active - computing)
             found[worker] = WorkerTime(active, computing, waiting, worker in self._failing, last - committed)
         return found

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -90,15 +90,16 @@ class ReadAhead:
 class Prepared:
     """A sample after decoding and preprocessing.
 
-    ``tensor`` (3, H, W) float32 and ``view`` are None where ``status`` is not ``ok``. The encoded bytes are gone;
-    their ``sha256`` stays.
+    ``tensor`` and ``view`` are None where ``status`` is not ``ok``. ``tensor`` is what the job's preprocessing makes:
+    (3, H, W) float32 for heatmaps, a :class:`pipeline.pseudolabels.sizes.Scaled` for labels. The encoded bytes are
+    gone; their ``sha256`` stays.
     """
 
     sample: Sample
     status: str
     error: str | None = None
     sha256: bytes | None = None
-    tensor: Tensor | None = None
+    tensor: Any = None
     view: View | None = None
     width: int | None = None
     height: int | None = None
@@ -108,7 +109,7 @@ class Prepared:
 
 def prepare(
     sample: Sample,
-    preprocess: Callable[[Tensor], tuple[Tensor, View]],
+    preprocess: Callable[[Tensor], tuple[Any, View]],
     exif: Literal["ignore", "apply"],
     clock: StageClock,
 ) -> Prepared:

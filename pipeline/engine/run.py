@@ -63,7 +63,7 @@ def resolve(job: Job) -> Resolved:
     report = worker.replica.load_report
     lists = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.mismatched}
     misfits = [f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in lists.items() if names]
-    return Resolved(worker.replica.info(), worker.attributor.method_infos(), misfits)
+    return Resolved(worker.replica.info(), worker.explainer.method_infos(), misfits)
 
 
 def versions() -> dict[str, str]:
@@ -93,6 +93,7 @@ def make_manifest(job: Job, resolved: Resolved, plan: FrozenPlan) -> Manifest:
         methods=resolved.methods,
         attributes={attribute.name: attribute.type for attribute in job.source.attributes},
         versions=versions(),
+        kind=job.kind,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 import schemas.job
 from pipeline.cam.base import Selection
-from pipeline.cam.selection import probabilities
+from pipeline.cam.selection import TargetSelector, probabilities
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ def describe(selection: Selection, logits: Tensor, activation: str) -> Chosen:
         logit=scores[image, target],
         probability=probabilities(logits, activation).cpu().numpy()[image, target],
     )
+
+
+def choose(selector: TargetSelector, logits: Tensor, labels: Sequence[Sequence[int]]) -> Selection:
+    """Choose the targets of a batch; none for images that have no probabilities, whose maps would mean nothing.
+
+    Args:
+        selector: of the job.
+        logits: (n, K).
+        labels: the classes that each image is labelled with.
+    """
+    found = selector(logits, labels=labels)
+    sound = probabilities(logits, selector.activation).isfinite().all(1).cpu()[found.image]
+    kind = tuple(reason for reason, kept in zip(found.kind or (), sound.tolist(), strict=True) if kept)
+    return Selection(found.image[sound], found.target[sound], kind)
 
 
 def in_words(targets: schemas.job.Targets, num_classes: int) -> str:

@@ -6,17 +6,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from pipeline.attributor import Attributor
-from pipeline.cam.selection import TargetSelector
 from pipeline.engine.clock import StageClock
-from pipeline.engine.explain import UnitExplainer
+from pipeline.engine.explainer import Explainer, UnitWork
 from pipeline.engine.isolated import Setup
 from pipeline.engine.isolation import IMAGE_SECONDS, IsolatedPreparer
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
@@ -24,31 +23,14 @@ from pipeline.engine.reading import Prepared, ReadAhead, prepare, prepare_all
 from pipeline.engine.watchdog import Watchdog, stacks
 from pipeline.lake.sink import Sink
 from pipeline.models.factory import parse_name
-from pipeline.models.replica import Replica, load_replica
+from pipeline.models.replica import load_replica
 from pipeline.sources import open_source
 from pipeline.sources.base import Sample, UnitError
 from schemas.documents import Manifest
 from schemas.errors import InputError
 from schemas.job import Job
-from schemas.registries import SINKS, implementation
+from schemas.registries import EXPLAINERS, SINKS, implementation
 from schemas.unit import Unit
-
-
-def build_attributor(job: Job, replica: Replica) -> Attributor:
-    """Return the compute core for a job's methods on a replica."""
-    return Attributor(
-        replica.model,
-        methods=list(job.methods),
-        layers=replica.layers,
-        head=replica.head,
-        find_layer=replica.layer,
-        batch_size=job.compute.batch_size,
-        mask_batch=job.compute.mask_batch,
-        compile=job.compute.compile,
-        seed=job.compute.seed,
-        activation=job.model.activation,
-        device=replica.device,
-    )
 
 
 class AttributionWorker:
@@ -71,7 +53,7 @@ class AttributionWorker:
         self._writing = threading.Lock()
         self._images_done = 0
         self._written = 0
-        self._current: tuple[str, float, UnitExplainer] | None = None
+        self._current: tuple[str, float, UnitWork] | None = None
         self._clocks: dict[str, StageClock] = {}
         self._watchdog = Watchdog(job.workers.stall_seconds)
 
@@ -93,22 +75,24 @@ class AttributionWorker:
                 f"(digest {self.replica.digest[:12]}, the lake has {self.manifest.model.digest[:12]}); "
                 "restore the weights, or write to another output.uri"
             )
-        self.attributor = build_attributor(job, self.replica)
-        self.selector = TargetSelector(
-            job.targets, class_index=self.replica.class_index, activation=job.model.activation
-        )
-        if job.compute.compile and self.manifest is not None:
-            self.attributor.warm_up(self.replica.preprocess.input_size)
+        self.use(job)
+        if self.manifest is not None:
+            self.explainer.warm_up()
         self.source = open_source(job.source)
         self.sink: Sink | None = None
         if self.manifest is not None:
-            self.sink = implementation(SINKS, "sink", "lake").SINK(job.output, self.manifest)
+            self.sink = implementation(SINKS, "sink", job.kind).SINK(job.output, self.manifest)
         self._pool = ThreadPoolExecutor(job.compute.decode_threads, thread_name_prefix="decode")
         return WorkerInfo(self.name, socket.gethostname(), str(self.replica.device), os.getpid())
 
+    def use(self, job: Job) -> None:
+        """Explain as ``job`` has it, which may differ from the worker's own in how it is computed."""
+        self.job = job
+        self.explainer: Explainer = implementation(EXPLAINERS, "explainer", job.kind).EXPLAINER(job, self.replica)
+
     def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` on the worker's threads, in order."""
-        task = partial(prepare, preprocess=self.replica.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
+        task = partial(prepare, preprocess=self.explainer.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
         size = self.job.compute.batch_size
         overlap = self._device != "cpu" or self.job.workers.cpus > torch.get_num_threads()
         ahead = 2 * size if overlap else size
@@ -119,7 +103,7 @@ class AttributionWorker:
         name = parse_name(self.job.model.name)
         # A user's module may register decoders of its own.
         imports = [name.module] if name.library == "factory" else []
-        setup = Setup(self.replica.preprocess, self.job.model.preprocess.exif, imports)
+        setup = Setup(self.explainer.preprocess, self.job.model.preprocess.exif, imports)
         # The image has to end before the worker is taken for hung.
         preparer = IsolatedPreparer(setup, min(IMAGE_SECONDS, self.job.workers.stall_seconds / 2))
         try:
@@ -127,10 +111,6 @@ class AttributionWorker:
                 yield preparer(sample, clock)
         finally:
             preparer.close()
-
-    def explainer(self, on_images: Callable[[int], None] = lambda count: None) -> UnitExplainer:
-        """Return a fresh explainer for one unit."""
-        return UnitExplainer(self.job, self.replica, self.attributor, self.selector, on_images)
 
     def process(self, unit: Unit, attempt: str, careful: bool = False) -> Outcome:
         """Explain every image of ``unit`` and commit the result; returns what the commit says.
@@ -154,25 +134,26 @@ class AttributionWorker:
     def _process(self, unit: Unit, attempt: str, careful: bool, clock: StageClock, began: float) -> Outcome:
         assert self.sink is not None
         ahead = ReadAhead(self.source, unit, max_bytes=self.job.compute.read_ahead_mb * 2**20, clock=clock)
-        try:
-            with self._computing:
-                explainer = self.explainer(self._count)
-                self._images_done = 0
-                self._current = (unit.unit_id, time.monotonic(), explainer)
-                prepared = self.isolated if careful else self.prepared
-                explainer.add_all(prepared(tolerate_damage(ahead, unit), clock), clock)
-                with clock.measure("compute"):
-                    result = explainer.result(unit.unit_id, attempt, self.name, {})
-        finally:
-            ahead.close()
-            # Of another unit where this one waited for its turn and failed before it had it.
-            if self._current is not None and self._current[0] == unit.unit_id:
-                self._current, self._images_done = None, 0
-        with self._writing:
-            clock.add("total", time.perf_counter() - began)
-            written = self.sink.write(replace(result, seconds=clock.seconds()))
-            self._written += 1
-        commit = written.commit
+        with ExitStack() as stack:
+            try:
+                with self._computing:
+                    work = self.explainer.unit(self._count)
+                    stack.callback(work.close)
+                    self._images_done = 0
+                    self._current = (unit.unit_id, time.monotonic(), work)
+                    prepared = self.isolated if careful else self.prepared
+                    work.add_all(prepared(tolerate_damage(ahead, unit), clock), clock)
+                    with clock.measure("compute"):
+                        result = work.result(unit.unit_id, attempt, self.name, {})
+            finally:
+                ahead.close()
+                # Of another unit where this one waited for its turn and failed before it had it.
+                if self._current is not None and self._current[0] == unit.unit_id:
+                    self._current, self._images_done = None, 0
+            with self._writing:
+                clock.add("total", time.perf_counter() - began)
+                commit = self.sink.write(replace(result, seconds=clock.seconds())).commit
+                self._written += 1
         return Outcome(
             unit_id=unit.unit_id,
             attempt=commit.attempt,
@@ -193,8 +174,8 @@ class AttributionWorker:
         if current is None:
             found = Progress(0, (self._written, seconds))
         else:
-            unit_id, since, explainer = current
-            mark = (self._written, seconds, self._images_done, explainer.masks_scored, since)
+            unit_id, since, work = current
+            mark = (self._written, seconds, self._images_done, work.masks_scored, since)
             found = Progress(self._images_done, mark, unit_id, time.monotonic() - since)
         self._watchdog.see(found.mark, bool(self._clocks))
         return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from pipeline.lake.compare import differences
+from pipeline.lake.contents import Contents, contents
 from pipeline.lake.documents import (
     CLOSED,
     is_closed,
@@ -130,27 +131,31 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
         LakeError: a planned unit has no result, or an object is missing or differs from its commit.
     """
     manifest = read_manifest(store)
+    holds = contents(store, manifest)
     done = read_success(store)
     if done is not None:
-        _sweep(store, {commit.unit_id: commit.attempt for commit in read_commits(store, threads)})
+        for commit in read_commits(store, threads):
+            holds.note(commit)
+        _sweep(store, holds)
         return done
     planned = {unit.unit_id for unit in read_plan(store, manifest)}
     given_up = quarantined(store)
     have = committed(store)
     _require_whole(store, planned, have, given_up)
     _close(store, (given_up & planned) - have)
-    attempts: dict[str, str] = {}
     images: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     for commit in ahead(lambda unit: _checked(store, unit), sorted(planned), threads):
-        attempts[commit.unit_id] = commit.attempt
+        holds.note(commit)
         images.update(commit.images)
         flags.update(commit.flags)
         totals["quarantined" if is_closed(commit) else "committed"] += 1
         totals["maps"] += commit.maps
         totals["objects"] += len(commit.objects)
         totals["bytes"] += sum(info.size for info in commit.objects)
+    for path, data in holds.documents().items():
+        store.put(path, data)
     success = Success(
         created=now(),
         run_id=manifest.run_id,
@@ -162,7 +167,7 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
         flags=dict(sorted(flags.items())),
         objects=totals["objects"],
         bytes=totals["bytes"],
-        orphans_removed=_sweep(store, attempts),
+        orphans_removed=_sweep(store, holds),
     )
     store.put_if_absent(layout.SUCCESS, to_bytes(success))
     return read_document(store, layout.SUCCESS, Success)
@@ -226,42 +231,28 @@ def check_object(store: LakeStore, info: ObjectInfo) -> tuple[bytes | None, str 
     return data, mismatch(where, data, info, "its commit")
 
 
-_OBJECT = re.compile(
-    rf"^(?:(?:{layout.IMAGES}|{layout.MAPS})/(?P<table>[^/]+)\.parquet"
-    rf"|{layout.HEATMAPS}/[^/]+/[^/]+/(?P<array>[^/]+)\.zarr/(?:zarr\.json|c/0/0/0))$"
-)
 _DOCUMENT = re.compile(rf"^(?:{layout.COMMITS}|{layout.QUARANTINE})/[^/.][^/]*\.json$")
 _GIVEN_UP = re.compile(rf"^{layout.QUARANTINE}/(?P<unit>[^/.][^/]*)\.json$")
 _PARTIAL = re.compile(rf"(?:^|/)\.[^/]+\.[0-9a-f]{{8}}{re.escape(PARTIAL_SUFFIX)}$")
 
 
-def owner(path: str) -> tuple[str, str] | None:
-    """Return (unit id, attempt) of a data object by its name, or None where it is none of ours."""
-    match = _OBJECT.match(path)
-    if match is None:
-        return None
-    unit, dash, attempt = (match["table"] or match["array"]).rpartition("-")
-    return (unit, attempt) if dash else None
-
-
-def is_leftover(path: str, units: Container[str]) -> bool:
+def is_leftover(holds: Contents, path: str, units: Container[str]) -> bool:
     """Say whether an object that no commit names was left by a writer of ours at one of ``units``."""
     if _PARTIAL.search(path) or path.startswith(PROBE_PREFIX):
         return True
     if (given_up := _GIVEN_UP.match(path)) is not None:
         return given_up["unit"] in units
-    named = owner(path)
-    return named is not None and named[0] in units
+    return holds.is_leftover(path, units)
 
 
-def unnamed(store: LakeStore, attempts: Mapping[str, str]) -> Iterator[str]:
+def unnamed(store: LakeStore, holds: Contents) -> Iterator[str]:
     """Yield the paths that neither a commit nor the layout names, from one listing.
 
     The record of a unit that was given up and has a result all the same is among them: it says nothing any more.
 
     Args:
         store: the lake.
-        attempts: the committed attempt of each unit.
+        holds: its contents, told of all commits.
     """
     known = {layout.MANIFEST, layout.SUCCESS, layout.PLAN_UNITS}
     for entry in store.list():
@@ -269,17 +260,17 @@ def unnamed(store: LakeStore, attempts: Mapping[str, str]) -> Iterator[str]:
             continue
         if _DOCUMENT.match(entry.path):
             given_up = _GIVEN_UP.match(entry.path)
-            if given_up is not None and attempts.get(given_up["unit"], CLOSED) != CLOSED:
+            if given_up is not None and holds.attempts.get(given_up["unit"], CLOSED) != CLOSED:
                 yield entry.path
-            continue
-        named = owner(entry.path)
-        if named is None or attempts.get(named[0]) != named[1]:
+        elif not holds.is_named(entry.path):
             yield entry.path
 
 
-def _sweep(store: LakeStore, attempts: Mapping[str, str]) -> int:
+def _sweep(store: LakeStore, holds: Contents) -> int:
     """Delete what the losing attempts at committed units left; foreign files stay (verify names them)."""
-    orphans = [path for path in unnamed(store, attempts) if is_leftover(path, attempts)]
-    for _ in ahead(store.delete, orphans):
-        pass
+    orphans = [path for path in unnamed(store, holds) if is_leftover(holds, path, holds.attempts)]
+    # What tells whose the others are goes last, or a sweep that is interrupted would leave riddles.
+    for last in (False, True):
+        for _ in ahead(store.delete, [path for path in orphans if (holds.owner(path) is not None) == last]):
+            pass
     return len(orphans)

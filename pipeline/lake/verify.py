@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.lake.contents import Contents, contents
 from pipeline.lake.documents import is_closed, read_commit, read_manifest, read_quarantine, read_success
 from pipeline.lake.parallel import ahead
 from pipeline.lake.plan import digest_of, plan_bytes, read_plan
 from pipeline.lake.run import committed, is_leftover, quarantined, remedy, unnamed
-from pipeline.lake.store import LakeStore
-from pipeline.lake.verify_unit import Problem, UnitCheck, check_unit, hash_id
+from pipeline.lake.store import LakeStore, MissingObjectError
+from pipeline.lake.verify_unit import Problem, UnitCheck, hash_id
 from schemas import layout
 from schemas.documents import Manifest, Success
 from schemas.errors import LakeError
@@ -81,22 +82,23 @@ def verify(
         result.add("plan", layout.PLAN_UNITS, f"{store.where(layout.PLAN_UNITS)} is not the plan of the manifest")
     have, given_up = committed(store), quarantined(store)
     _check_plan(store, result, planned, have, given_up)
-    attempts: dict[str, str] = {}
+    holds = contents(store, manifest)
     hashes: list[tuple[str, npt.NDArray[np.uint64]]] = []
     todo = sorted(have & planned)
     for number, check in enumerate(
-        ahead(lambda unit: _check(store, manifest, unit, unit in given_up), todo, threads), start=1
+        ahead(lambda unit: _check(store, holds, unit, unit in given_up), todo, threads), start=1
     ):
-        _count(result, check, attempts, hashes)
+        _count(result, check, holds, hashes)
         if progress is not None:
             progress(number, len(todo))
     result.quarantined += len((given_up & planned) - have)
     for problem in ahead(lambda unit: _check_quarantine(store, unit), sorted(given_up & planned), threads):
         result.problems += problem
-    _check_unique(store, result, hashes, attempts)
+    _check_unique(store, result, hashes, holds.attempts)
     success = _success(store, result)
-    _check_unnamed(store, result, attempts, planned)
+    _check_unnamed(store, result, holds, planned)
     if success is not None:
+        _check_documents(store, result, holds)
         _check_slots(store, result, (given_up & planned) - have)
         _check_totals(result, success, manifest)
     return result
@@ -115,14 +117,14 @@ def _check_plan(store: LakeStore, result: Verification, planned: set[str], have:
         result.add("quarantine", path, f"{store.where(path)}: the plan has no such unit; delete this record")
 
 
-def _check(store: LakeStore, manifest: Manifest, unit: str, given_up: bool) -> UnitCheck | Problem:
+def _check(store: LakeStore, holds: Contents, unit: str, given_up: bool) -> UnitCheck | Problem:
     path = layout.commit(unit)
     try:
         commit = read_commit(store, unit)
     except LakeError as error:
         return Problem("commit", path, str(error))
     if not is_closed(commit):
-        return check_unit(store, manifest, commit)
+        return holds.check_unit(commit)
     check = UnitCheck(commit)
     if not given_up:
         path = layout.quarantine(unit)
@@ -149,7 +151,7 @@ def _check_slots(store: LakeStore, result: Verification, open_slots: set[str]) -
 def _count(
     result: Verification,
     check: UnitCheck | Problem,
-    attempts: dict[str, str],
+    holds: Contents,
     hashes: list[tuple[str, npt.NDArray[np.uint64]]],
 ) -> None:
     if isinstance(check, Problem):
@@ -157,7 +159,7 @@ def _count(
         return
     commit = check.commit
     result.problems += check.problems
-    attempts[commit.unit_id] = commit.attempt
+    holds.note(commit)
     if is_closed(commit):
         result.quarantined += 1
         return
@@ -209,16 +211,34 @@ def _success(store: LakeStore, result: Verification) -> Success | None:
     return success
 
 
-def _check_unnamed(store: LakeStore, result: Verification, attempts: dict[str, str], planned: set[str]) -> None:
-    for path in unnamed(store, attempts):
-        if not is_leftover(path, planned):
+def _check_unnamed(store: LakeStore, result: Verification, holds: Contents, planned: set[str]) -> None:
+    for path in unnamed(store, holds):
+        if not is_leftover(holds, path, planned):
             result.add("foreign", path, f"{store.where(path)} is no part of the lake; move it elsewhere")
             continue
         result.orphans += 1
         # Objects of a unit whose commit is lost or damaged are no orphans yet; that commit is the problem.
-        if result.finished and is_leftover(path, attempts):
+        if result.finished and is_leftover(holds, path, holds.attempts):
             message = f"{store.where(path)} is named by no commit; run the job again, which sweeps it"
             result.add("orphan", path, message)
+
+
+def _check_documents(store: LakeStore, result: Verification, holds: Contents) -> None:
+    """What finalize added must be what the commits give."""
+    remedy = f"delete {layout.SUCCESS} and run the job again, which writes it anew"
+    try:
+        expected = holds.documents()
+    except LakeError as error:
+        result.add("document", layout.SUCCESS, str(error))
+        return
+    for path, data in expected.items():
+        try:
+            found = store.get(path)
+        except MissingObjectError:
+            result.add("document", path, f"{store.where(path)} is not there, and the lake is finished; {remedy}")
+            continue
+        if found != data:
+            result.add("document", path, f"{store.where(path)} is not what the commits give; {remedy}")
 
 
 def _check_totals(result: Verification, success: Success, manifest: Manifest) -> None:

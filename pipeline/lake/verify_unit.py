@@ -19,7 +19,7 @@ from pipeline.lake.run import check_object, remedy
 from pipeline.lake.store import LakeStore
 from pipeline.lake.writer import OK
 from schemas import layout
-from schemas.documents import Commit, Manifest
+from schemas.documents import Commit, Manifest, ObjectInfo
 from schemas.errors import LakeError
 from schemas.tables import APPENDED, FLAGS, MAPS, images_schema
 
@@ -58,19 +58,9 @@ def check_unit(store: LakeStore, manifest: Manifest, commit: Commit) -> UnitChec
     A damaged object is named once; what follows from it is not.
     """
     check = UnitCheck(commit)
-    data: dict[str, bytes] = {}
-    for info in commit.objects:
-        content, problem = check_object(store, info)
-        if problem is not None:
-            check.add(
-                "object_missing" if content is None else "object_differs",
-                info.path,
-                f"{problem}; {remedy(commit.unit_id)}",
-            )
-        elif content is not None:  # Parquet's reader may crash on a damaged file
-            data[info.path] = content
+    data = {info.path: content for info in commit.objects if (content := sound_bytes(check, store, info)) is not None}
     unit, attempt = commit.unit_id, commit.attempt
-    images = _read_table(
+    images = read_table(
         check,
         store,
         data,
@@ -78,19 +68,30 @@ def check_unit(store: LakeStore, manifest: Manifest, commit: Commit) -> UnitChec
         images_schema(manifest.attributes),
         sum(commit.images.values()),
     )
-    maps = _read_table(check, store, data, layout.maps(unit, attempt), MAPS, commit.maps)
+    maps = read_table(check, store, data, layout.maps(unit, attempt), MAPS, commit.maps)
     stored = dict(_read_arrays(check, store, data))
     check.arrays = len(stored)
     if images is not None:
-        _check_images(check, store, images)
+        check_images(check, store, images)
     if maps is not None:
         _check_maps(check, store, maps, images, stored, manifest)
     return check
 
 
-def _read_table(
+def sound_bytes(check: UnitCheck, store: LakeStore, info: ObjectInfo) -> bytes | None:
+    """Return an object's bytes, or note why they are not what the commit says and return None."""
+    content, problem = check_object(store, info)
+    if problem is None:
+        return content
+    kind = "object_missing" if content is None else "object_differs"
+    check.add(kind, info.path, f"{problem}; {remedy(check.commit.unit_id)}")
+    return None
+
+
+def read_table(
     check: UnitCheck, store: LakeStore, data: dict[str, bytes], path: str, schema: pa.Schema, count: int
 ) -> pa.Table | None:
+    """Return a table of a commit from its bytes in ``data``, or note what is wrong with it and return None."""
     where = store.where(path)
     if path not in {info.path for info in check.commit.objects}:
         check.add("commit", layout.commit(check.commit.unit_id), f"the commit does not name {where}")
@@ -130,7 +131,8 @@ def _read_arrays(
             check.add("array", path, str(error))
 
 
-def _check_images(check: UnitCheck, store: LakeStore, images: pa.Table) -> None:
+def check_images(check: UnitCheck, store: LakeStore, images: pa.Table) -> None:
+    """Check the images table against the commit's counts, and note the hashes of its ids."""
     path = layout.images(check.commit.unit_id, check.commit.attempt)
     where = store.where(path)
     by_status = dict(Counter(images["status"].to_pylist()))

@@ -1,12 +1,15 @@
-"""The sink that writes a lake: objects under names of the attempt's own, then one create-only commit."""
+"""The sinks that write a lake: objects under names of the attempt's own, then one create-only commit."""
 
 from __future__ import annotations
 
 import re
 import time
+from abc import abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +20,12 @@ from pipeline.lake.documents import object_info, read_commit, seal, to_bytes
 from pipeline.lake.sink import MapSet, Sink, UnitResult, Written
 from pipeline.lake.store import LakeStore, MissingObjectError, StoreError
 from schemas import layout
-from schemas.documents import Commit, Manifest
+from schemas.documents import Commit, Manifest, ObjectInfo
 from schemas.errors import LakeError
 from schemas.job import Output
 from schemas.tables import FLAGS, MAPS, TABLES_VERSION
 
-_PUT_THREADS = 8
+PUT_THREADS = 8
 _ATTEMPT = re.compile(r"^[A-Za-z0-9_]+$")
 OK = "ok"
 
@@ -32,11 +35,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class LakeSink(Sink):
-    """Writes the results of units into the lake at ``output.uri``.
+class Stored(NamedTuple):
+    """What an attempt wrote: its objects, the rows of its table of maps (or labels), and how many are flagged."""
 
-    Nothing is overwritten: every object is named by its attempt, and readers follow commits only, so a worker that
-    was given up for dead and goes on writing does no harm.
+    objects: list[ObjectInfo]
+    maps: int
+    flags: dict[str, int]
+
+
+class CommittingSink(Sink):
+    """Writes the results of units into the lake at ``output.uri``: objects first, then one create-only commit.
+
+    Nothing is overwritten, and readers follow commits only, so a worker that was given up for dead and goes on writing
+    does no harm.
 
     Args:
         output: of the job.
@@ -47,7 +58,16 @@ class LakeSink(Sink):
     def __init__(self, output: Output, manifest: Manifest, store: LakeStore | None = None) -> None:
         self.store = store if store is not None else LakeStore(output.uri, output.storage_options)
         self.manifest = manifest
-        self.dtype: arrays.Dtype = output.dtype
+        self._output = output
+
+    @abstractmethod
+    def store_objects(self, result: UnitResult) -> Stored:
+        """Write the objects of an attempt.
+
+        Raises:
+            LakeError: the store failed.
+            ValueError: the result contradicts itself or the schemas.
+        """
 
     def write(self, result: UnitResult) -> Written:
         """Write a unit's objects and commit them, unless the unit has a commit.
@@ -62,25 +82,39 @@ class LakeSink(Sink):
         if standing is not None:
             return standing
         began = time.perf_counter()
-        objects, maps = self._encode(result)
-        infos = [object_info(path, data) for path, data in objects.items()]
-        with ThreadPoolExecutor(_PUT_THREADS, thread_name_prefix="lake-put") as pool:
-            for _ in pool.map(self.store.put, objects.keys(), objects.values()):
-                pass
-        write = time.perf_counter() - began
+        stored = self.store_objects(result)
+        # Encoding may have been done while the unit computed.
+        write = time.perf_counter() - began + result.seconds.get("write", 0.0)
         commit = Commit(
             unit_id=result.unit_id,
             attempt=result.attempt,
             created=now(),
             worker=result.worker,
             images=dict(sorted(Counter(str(row["status"]) for row in result.images).items())),
-            maps=maps,
-            flags={flag: sum(int(np.sum(each.statistics[flag])) for each in result.map_sets) for flag in FLAGS},
-            objects=infos,
+            maps=stored.maps,
+            flags=stored.flags,
+            objects=stored.objects,
             seconds={name: round(value, 4) for name, value in {**result.seconds, "write": write}.items()},
             compute=dict(result.compute),
         )
         return self._commit(seal(commit), result)
+
+    def put_all(self, objects: Mapping[str, bytes]) -> list[ObjectInfo]:
+        """Write objects (bytes by path) that bear the attempt in their names."""
+        with ThreadPoolExecutor(PUT_THREADS, thread_name_prefix="lake-put") as pool:
+            for _ in pool.map(self.store.put, objects.keys(), objects.values()):
+                pass
+        return [object_info(path, data) for path, data in objects.items()]
+
+    def metadata(self, result: UnitResult) -> dict[str, str]:
+        """What the tables of an attempt say of themselves beside their schema."""
+        return {
+            "camlake_format_version": str(layout.FORMAT_VERSION),
+            "camlake_tables_version": str(TABLES_VERSION),
+            "run_id": self.manifest.run_id,
+            "unit_id": result.unit_id,
+            "attempt": result.attempt,
+        }
 
     def _commit(self, commit: Commit, result: UnitResult) -> Written:
         # A worker that outlived its run must not add to a lake whose totals stand; finalize holds the slots of the
@@ -110,16 +144,20 @@ class LakeSink(Sink):
             return None
         return Written(commit, commit.attempt == result.attempt)
 
+
+class LakeSink(CommittingSink):
+    """Writes maps, as one array per method and layer, and the tables of images and maps."""
+
+    def store_objects(self, result: UnitResult) -> Stored:
+        """Write arrays and tables, all of them named by their attempt."""
+        objects, maps = self._encode(result)
+        flags = {flag: sum(int(np.sum(each.statistics[flag])) for each in result.map_sets) for flag in FLAGS}
+        return Stored(self.put_all(objects), maps, flags)
+
     def _encode(self, result: UnitResult) -> tuple[dict[str, bytes], int]:
         """Build all objects of an attempt in memory: (bytes by path, number of maps)."""
         unit, attempt = result.unit_id, result.attempt
-        metadata = {
-            "camlake_format_version": str(layout.FORMAT_VERSION),
-            "camlake_tables_version": str(TABLES_VERSION),
-            "run_id": self.manifest.run_id,
-            "unit_id": unit,
-            "attempt": attempt,
-        }
+        metadata = self.metadata(result)
         images = tables.images_table(unit, result.images, self.manifest.attributes)
         image_ids = np.array([row["image_id"] for row in result.images], dtype=object)
         objects: dict[str, bytes] = {}
@@ -149,7 +187,7 @@ class LakeSink(Sink):
         attempt: str,
         image_ids: npt.NDArray[np.object_],
     ) -> tuple[pa.Table, dict[str, bytes]]:
-        stored, vmax = arrays.quantise(map_set.maps, self.dtype, map_set.signed)
+        stored, vmax = arrays.quantise(map_set.maps, self._output.dtype, map_set.signed)
         said = np.asarray(map_set.statistics["vmax"], np.float32)
         wrong = np.isfinite(vmax) & (said != vmax)
         if wrong.any():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import schemas.job
+from pipeline.sources.fields import Label
 from schemas.unit import Unit
 
 
@@ -18,8 +19,9 @@ class Sample:
     ``image_id`` is unique in the whole source and does not change between runs. ``data`` is None where the image
     could not be read; ``error`` then says why in one sentence, and ``status`` is that of the images table. ``uri`` with
     ``byte_offset`` and ``byte_size`` locate the encoded bytes for one ranged read; ``byte_offset`` is None where they
-    are no contiguous range. ``label`` is a class index or a class name, as the source has it. ``attributes`` holds raw
-    values by attribute name; conversion to the column's type is the writer's.
+    are no contiguous range. ``label`` is a class index or a class name, as the source has it, or a tuple of those where
+    the source has lists. ``attributes`` holds raw values by attribute name; conversion to the column's type is the
+    writer's.
     """
 
     image_id: str
@@ -27,7 +29,7 @@ class Sample:
     data: bytes | None
     byte_offset: int | None = None
     byte_size: int | None = None
-    label: int | str | None = None
+    label: Label | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     status: str = "read_error"

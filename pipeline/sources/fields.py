@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,15 +42,35 @@ def lookup(record: Any, path: str) -> Any:
     return MISSING
 
 
-def as_label(value: Any, field: str) -> int | str | None:
-    """Return a label as the contract has it: a class index, a class name, or None where there is none.
+#: A label: a class index, a class name, or all the classes of an image that has any number of them.
+Label = int | str | tuple[int | str, ...]
+
+
+def as_label(value: Any, field: str) -> Label | None:
+    """Return a label as the contract has it: a class index, a class name, several of them, or None for none.
 
     A string stays a name even if it is of digits: the model's resolver looks for a class of that name first and
-    takes digits as an index only where there is none.
+    takes digits as an index only where there is none. Several classes are a list, or text that is one in JSON, as a
+    cell of a CSV file may hold it; an empty list says that the image has none of the classes.
 
     Raises:
-        LabelError: the value is neither.
+        LabelError: the value is none of these.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            parsed = json.loads(value)
+        except ValueError:
+            parsed = value  # a name in brackets
+        value = parsed
+    if isinstance(value, list | tuple):
+        found = [_one_label(each, field) for each in value]
+        if None in found:
+            raise LabelError(f"the label in '{field}' is {_shown(value)}, a list with an empty entry")
+        return tuple(each for each in found if each is not None)
+    return _one_label(value, field)
+
+
+def _one_label(value: Any, field: str) -> int | str | None:
     if value is None or value is MISSING:
         return None
     if isinstance(value, bool):

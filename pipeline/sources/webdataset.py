@@ -24,6 +24,7 @@ from pipeline.sources.base import Sample, Source, UnitError
 from pipeline.sources.fields import (
     IMAGE_SUFFIXES,
     MISSING,
+    Label,
     LabelError,
     as_attribute,
     as_id,
@@ -227,11 +228,11 @@ class WebDataset(Source):
             sample.label = self._label(record)
         sample.data = group.data[suffix]
 
-    def _label(self, record: _Record) -> int | str | None:
+    def _label(self, record: _Record) -> Label | None:
         path = str(self.config.label)
         value = record.get(path)
         try:
-            if path.lower() == "cls" and isinstance(value, str):
+            if path.lower() == "cls" and isinstance(value, str) and not value.startswith("["):
                 return int(value) if value else None
             return as_label(value, path)
         except LabelError as error:

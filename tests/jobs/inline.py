@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.config import absolute, parse_job
+from jobs.config import LABELS_SECTION, absolute, parse_job, parse_label_job
 from pipeline.engine.run import make_manifest, resolve
 from pipeline.engine.worker import AttributionWorker
 from pipeline.lake import LakeStore, create_or_resume, finalize, new_attempt, open_lake, read_plan, verify
@@ -23,7 +23,7 @@ _PLACE = ("store_path", "store_row", "unit_id")
 
 def run_inline(document: dict[str, Any]) -> Success:
     """Run a job to its end, and verify its lake."""
-    job = absolute(parse_job(document))
+    job = absolute(parse_label_job(document) if LABELS_SECTION in document else parse_job(document))
     plan = freeze(open_source(job.source).plan())
     store = LakeStore(job.output.uri, job.output.storage_options)
     run = create_or_resume(store, make_manifest(job, resolve(job), plan), plan)

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.lake.documents import read_success
+from pipeline.lake.heatmap_contents import HeatmapContents
 from pipeline.lake.local import PARTIAL_SUFFIX
 from pipeline.lake.plan import digest_of, freeze, read_plan
-from pipeline.lake.run import committed, create_or_resume, finalize, owner, quarantine, quarantined
+from pipeline.lake.run import committed, create_or_resume, finalize, quarantine, quarantined
 from pipeline.lake.store import LakeStore
 from pipeline.lake.verify import verify
 from schemas import layout
@@ -403,7 +404,8 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path) -> None:
     ],
 )
 def test_owner(path: str, expected: tuple[str, str] | None) -> None:
-    assert owner(path) == expected
+    contents = HeatmapContents(LakeStore("memory://lake"), make_manifest(make_plan()))
+    assert contents.owner(path) == expected
 
 
 def test_manifest_documents_are_frozen() -> None:

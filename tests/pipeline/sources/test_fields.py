@@ -37,7 +37,22 @@ def test_labels(value: Any, expected: Any) -> None:
     assert type(label) is type(expected)
 
 
-@pytest.mark.parametrize("value", [1.5, [1], {"a": 1}, b"x", float("inf")])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [([3, "cat"], (3, "cat")), ((), ()), ("[1, 2]", (1, 2)), ('["a", "b"]', ("a", "b")), ("[]", ()),
+     ("[a]", "[a]"), ([2.0], (2,))],
+)  # fmt: skip
+def test_lists_of_labels(value: Any, expected: Any) -> None:
+    assert as_label(value, "f") == expected
+
+
+@pytest.mark.parametrize("value", [[1, None], [[1]], [1.5]])
+def test_lists_that_are_no_labels(value: Any) -> None:
+    with pytest.raises(LabelError, match=r"the label in 'f' is "):
+        as_label(value, "f")
+
+
+@pytest.mark.parametrize("value", [1.5, {"a": 1}, b"x", float("inf")])
 def test_no_labels(value: Any) -> None:
     with pytest.raises(LabelError, match=r"the label in 'f' is .*, neither a class index nor a class name"):
         as_label(value, "f")

@@ -197,7 +197,7 @@ def test_labels(place: Place, label: str, members: dict[str, bytes], expected: A
     assert type(sample.label) is type(expected)
 
 
-@pytest.mark.parametrize("value", [b'{"label": [1]}', b'{"label": 1.5}', b'{"label": {"a": 1}}'])
+@pytest.mark.parametrize("value", [b'{"label": [[1]]}', b'{"label": 1.5}', b'{"label": {"a": 1}}'])
 def test_a_label_that_is_neither_index_nor_name(place: Place, value: bytes) -> None:
     data = tar_bytes([("x.jpg", b"i"), ("x.json", value)])
     (sample,) = read_all(place.source(place.put("s.tar", data), "webdataset", label="json.label"))
