@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.lake import Lake, LakeStore, MissingObjectError
+from pipeline.pseudolabels.classes import manifest_classes
 from pipeline.pseudolabels.confusion import IGNORED, Ids
 from pipeline.pseudolabels.names import mask_names, mirrors
 from pipeline.pseudolabels.png import decode_index, ignore_value
@@ -19,17 +20,17 @@ from schemas.errors import InputError, LakeError
 from schemas.job import Source
 from schemas.pseudolabels import BACKGROUND_ID
 
-CLASSES = "classes.json"
 _FOLDER_PART = 256
 
 
 class Item(NamedTuple):
-    """An image: its id, the name of its files without suffix, and where they are, relative to the store."""
+    """An image: its id, the name of its files without suffix, and where they are, relative to the store; its unit."""
 
     image_id: str
     name: str
     mask: str
     soft: str | None
+    unit: str | None = None
 
 
 class Collection(ABC):
@@ -85,13 +86,13 @@ class LabelLake(Collection):
     """What ``camlake pseudo-labels`` wrote."""
 
     def __init__(self, lake: Lake) -> None:
-        self.lake = lake
-        self.store = lake.store
-        self.classes = read_classes(lake.store)
-        if self.classes is None:
+        if lake.manifest.kind != "labels":
             raise InputError(
                 f"{lake.store.uri} is a lake of heatmaps, not of labels; run 'camlake pseudo-labels' first"
             )
+        self.lake = lake
+        self.store = lake.store
+        self.classes = {each.label_id: each.name for each in manifest_classes(lake.manifest).classes}
         self._mirrored = mirrors(Source.model_validate(lake.manifest.job["source"]))
 
     @property
@@ -112,9 +113,10 @@ class LabelLake(Collection):
         ids = rows["image_id"].to_pylist()
         found = []
         for image_id, name in zip(ids, mask_names(ids, mirrored=self._mirrored), strict=True):
-            mask, soft = f"masks/{name.stem}.png", f"soft/{name.stem}.npz"
-            if name.stem is not None and mask in written:
-                found.append(Item(image_id, name.stem, mask, soft if soft in written else None))
+            if name.stem is None or layout.mask(name.stem) not in written:
+                continue
+            soft = layout.soft(name.stem)
+            found.append(Item(image_id, name.stem, layout.mask(name.stem), soft if soft in written else None, unit))
         return found
 
 
@@ -169,13 +171,13 @@ def read_classes(store: LakeStore) -> dict[int, str] | None:
         InputError: it is no such table.
     """
     try:
-        data = store.get(CLASSES)
+        data = store.get(layout.CLASSES)
     except MissingObjectError:
         return None
     try:
         found = {int(each): str(name) for each, name in json.loads(data).items()}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(
-            f'\'{store.where(CLASSES)}\' does not name ids ({error}); write {{"1": "cat", "2": "dog"}}'
+            f'\'{store.where(layout.CLASSES)}\' does not name ids ({error}); write {{"1": "cat", "2": "dog"}}'
         ) from error
     return {each: name for each, name in found.items() if each != BACKGROUND_ID}

@@ -18,8 +18,10 @@ from PIL import Image, ImageOps
 from pipeline.audit.progress import Progression
 from pipeline.lake.new_folder import new_folder, require_free
 from pipeline.lake.pictures import FAULTS, unit_pictures
+from pipeline.pseudolabels.classes import manifest_classes
 from pipeline.pseudolabels.coco_json import CocoWriter
-from pipeline.pseudolabels.collection import CLASSES, Item, LabelLake
+from pipeline.pseudolabels.collection import Item, LabelLake
+from pipeline.pseudolabels.documents import label_documents
 from pipeline.pseudolabels.png import decode_index
 from pipeline.pseudolabels.rle import encode_labels
 from pipeline.pseudolabels.split import is_drawn
@@ -50,7 +52,22 @@ PLACES: dict[Layout, Places] = {
         "trainval",
     ),
 }
-ANNOTATIONS, METADATA = "annotations.json", "metadata.jsonl"
+ANNOTATIONS, METADATA, CARD = "annotations.json", "metadata.jsonl", "README.md"
+
+# Hugging Face's `datasets` reads its head. Without it, it would take the lists for splits and find no picture in them.
+_CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: ["metadata.jsonl", "images/**"]
+---
+
+Pseudo-labels for segmentation: `images/NAME.*` beside `masks/NAME.png` (0 background, {ignore} ignore, else the ids of
+`classes.json`), names in `splits/`, the same labels as COCO annotations in `annotations.json`. How they were made
+stands in `provenance.json`. `datasets.load_dataset("THIS/FOLDER")` gives the columns image, mask, image_id and split.
+"""
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 _UPRIGHT = (None, 1)
@@ -222,10 +239,15 @@ class _Writer:
         self._coco = self._stack.enter_context(CocoWriter(self._folder / ANNOTATIONS, classes, info))
         self._metadata = None
         if self._plain:
+            ignore = manifest_classes(self._labels.lake.manifest).ignore
+            (self._folder / CARD).write_text(_CARD.format(ignore=ignore), encoding="utf-8")
             self._metadata = self._stack.enter_context((self._folder / METADATA).open("w", encoding="utf-8"))
         table = {str(BACKGROUND_ID): "background"} | {str(number): name for number, name in sorted(classes.items())}
-        (self._folder / CLASSES).write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (self._folder / layout.PROVENANCE).write_bytes(self._labels.store.get(layout.PROVENANCE))
+        (self._folder / layout.CLASSES).write_text(
+            json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        origin = label_documents(self._labels.lake.manifest, ())[layout.PROVENANCE]
+        (self._folder / layout.PROVENANCE).write_bytes(origin)
         return self
 
     def __exit__(self, *error: Any) -> None:
