@@ -53,7 +53,7 @@ def table(store: LakeStore, path: str) -> Any:
 
 
 def test_it_is_the_registered_sink() -> None:
-    assert implementation(SINKS, "sink", "lake").SINK is LakeSink
+    assert implementation(SINKS, "sink", "heatmaps").SINK is LakeSink
 
 
 def test_a_unit_is_written_as_the_format_says(any_store: LakeStore, manifest: Manifest) -> None:
