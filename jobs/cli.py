@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("jobs.audit", "audit"),
     "compare": ("jobs.compare", "compare"),
     "export": ("jobs.export", "export_command"),
+    "export-labels": ("jobs.export_labels", "export_labels"),
+    "evaluate-labels": ("jobs.evaluate_labels", "evaluate_labels"),
     "schema": ("jobs.schema", "schema"),
 }
 

@@ -1,4 +1,4 @@
-"""Progress of an audit for people: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a pass over a lake for people: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class Progression:
         maps: maps in all.
         before: of parts that earlier runs had written already.
         stream: where to write (default: stderr); a bar if it is a terminal, else a line every ten seconds.
+        what: is counted, if not maps.
     """
 
-    def __init__(self, maps: int, before: int, stream: TextIO | None = None) -> None:
+    def __init__(self, maps: int, before: int, stream: TextIO | None = None, *, what: str = "maps") -> None:
+        self._what = what
         self._maps, self._before, self._done = maps, before, 0
         self._stream = stream or sys.stderr
         self._began = self._said = time.monotonic()
@@ -33,7 +35,7 @@ class Progression:
         self._task: TaskID | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("maps"),
+                TextColumn(what),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -41,7 +43,7 @@ class Progression:
                 console=console,
                 refresh_per_second=4,
             )
-            self._task = self._bar.add_task("maps", total=maps, completed=before, note="")
+            self._task = self._bar.add_task(what, total=maps, completed=before, note="")
 
     def __enter__(self) -> Progression:
         if self._bar:
@@ -61,10 +63,12 @@ class Progression:
             self._bar.update(self._task, advance=maps, note=self.note())
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            print(f"maps {self._before + self._done}/{self._maps}, {self.note()}", file=self._stream, flush=True)
+            print(
+                f"{self._what} {self._before + self._done}/{self._maps}, {self.note()}", file=self._stream, flush=True
+            )
 
     def note(self) -> str:
         """Maps per second and the expected time left, in a few words."""
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
         left = self._maps - self._before - self._done
-        return f"{rate:.0f} maps/s" + (f", ETA {clock_time(left / rate)}" if left > 0 and rate else "")
+        return f"{rate:.0f} {self._what}/s" + (f", ETA {clock_time(left / rate)}" if left > 0 and rate else "")

@@ -13,12 +13,12 @@ from __future__ import annotations
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 
 import schemas.job
+from pipeline.pseudolabels.digests import digest
 from pipeline.sources.fields import IMAGE_SUFFIXES, printable
 from pipeline.sources.patterns import Naming
 from schemas.errors import InputError
@@ -118,7 +118,7 @@ def check_plan(plan: Callable[[], Iterable[Unit]], source: schemas.job.Source) -
     """
     if not mirrors(source):
         return
-    digests = array("Q", (_digest(stem) for _, stem in _stems(plan(), source)))
+    digests = array("Q", (digest(stem) for _, stem in _stems(plan(), source)))
     hashes = np.frombuffer(digests, np.uint64)
     values, counts = np.unique(hashes, return_counts=True)
     repeated = {int(each) for each in values[counts > 1]}
@@ -126,7 +126,7 @@ def check_plan(plan: Callable[[], Iterable[Unit]], source: schemas.job.Source) -
         return
     first: dict[str, str] = {}
     for image_id, stem in _stems(plan(), source):
-        if _digest(stem) not in repeated:
+        if digest(stem) not in repeated:
             continue
         if stem in first:
             raise InputError(
@@ -145,7 +145,3 @@ def _stems(units: Iterable[Unit], source: schemas.job.Source) -> Iterator[tuple[
             stem = mask_name(image_id, mirrored=True).stem
             if stem is not None:
                 yield image_id, stem
-
-
-def _digest(stem: str) -> int:
-    return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "big")

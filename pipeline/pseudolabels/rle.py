@@ -8,6 +8,7 @@ into thousands of components, and one call per mask would read every pixel for e
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -140,6 +141,16 @@ def decode_mask(counts: str, height: int, width: int) -> Mask:
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the run lengths do not fill {width} x {height} pixels")
     return unrun(runs, (height, width))
+
+
+def fill_polygons(polygons: Sequence[npt.NDArray[np.floating[Any]]], height: int, width: int) -> Mask:
+    """Return the union (H, W) of polygons (n, 2) x, y, rastered as pycocotools does.
+
+    Raises:
+        InputError: pycocotools is missing.
+    """
+    codes = _coco().frPyObjects([polygon.ravel().tolist() for polygon in polygons], height, width)
+    return decode_mask(_coco().merge(codes)["counts"].decode("ascii"), height, width)
 
 
 def components(mask: Mask) -> tuple[npt.NDArray[np.int32], int]:

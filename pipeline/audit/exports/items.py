@@ -19,19 +19,15 @@ from pipeline.audit.localisation import localise
 from pipeline.audit.objects import Objects
 from pipeline.audit.unit import measures
 from pipeline.lake import Lake
-from pipeline.lake.parallel import ahead
-from pipeline.lake.plan import read_plan
+from pipeline.lake.pictures import FAULTS, unit_pictures
 from pipeline.lake.reader import view_of
-from pipeline.sources import open_source
-from pipeline.sources.base import UnitError
 from schemas.audit import MEASURES, Finding
-from schemas.errors import CamlakeError, LakeError
-from schemas.job import Source
+from schemas.errors import LakeError
 
 #: Where the first so many pictures cannot be had, no other is asked for.
 PROBE = 12
 
-_FAULTS = (CamlakeError, UnitError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_FAULTS = (*FAULTS, Image.DecompressionBombError)
 #: What every browser shows.
 _PLAIN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -94,7 +90,8 @@ class Reading:
         heat = np.nan_to_num(stored, nan=0.0, posinf=0.0, neginf=0.0)
         places = {row["image_id"]: (number, row) for number, row in enumerate(maps.to_pylist())}
         self._left_out(len(wanted) - len(places), "they have no map that counts")
-        for image_id, data in self._pictures(unit_id, [rows[image_id] for image_id in rows if image_id in places]):
+        shown_rows = [rows[image_id] for image_id in rows if image_id in places]
+        for image_id, data in unit_pictures(self.lake, unit_id, shown_rows, self.options):
             number, row = places[image_id]
             try:
                 if isinstance(data, BaseException):
@@ -165,40 +162,6 @@ class Reading:
             named["severity"] = max((finding.severity for finding in self.findings.get(image_id, ())), default=np.nan)
             found.append({name: named[name] if np.isfinite(named[name]) else None for name in self.about.measures})
         return found
-
-    def _pictures(self, unit_id: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, bytes | BaseException]]:
-        """Yield (image, its encoded bytes or why there are none) for rows of the images table, in their order."""
-
-        def fetch(row: Mapping[str, Any]) -> bytes | BaseException:
-            try:
-                return self.lake.image_bytes(row["image_id"], unit_id=unit_id, storage_options=self.options or None)
-            except _FAULTS as error:
-                return error
-
-        placed = [row for row in rows if row["byte_offset"] is not None]
-        yield from zip((row["image_id"] for row in placed), ahead(fetch, placed), strict=True)
-        packed = [row["image_id"] for row in rows if row["byte_offset"] is None]
-        if packed:
-            yield from self._packed(unit_id, packed)
-
-    def _packed(self, unit_id: str, images: list[str]) -> Iterator[tuple[str, bytes | BaseException]]:
-        """The same for images that are no byte range of a file: their unit is read again, once."""
-        left = dict.fromkeys(images)
-        fault: BaseException = LakeError(f"unit '{unit_id}' does not hold it any more; has the source changed?")
-        try:
-            settings = {**self.lake.manifest.job["source"], "storage_options": dict(self.options)}
-            source = open_source(Source.model_validate(settings))
-            unit = next(unit for unit in read_plan(self.lake.store) if unit.unit_id == unit_id)
-            for sample in source.read(unit):
-                if sample.image_id in left and sample.data is not None:
-                    del left[sample.image_id]
-                    yield sample.image_id, sample.data
-                if not left:
-                    return
-        except _FAULTS as error:
-            fault = error
-        for image_id in left:
-            yield image_id, fault
 
     def _decoded(self, info: Mapping[str, Any], data: bytes) -> tuple[bytes, str, Image.Image]:
         """Return the image as a browser shows it, its format, and its pixels."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from pipeline.audit.parts import Parts
 from pipeline.audit.parts_files import storage_of
 from pipeline.audit.progress import Progression
 from pipeline.lake import Lake, LakeStore, MissingObjectError
+from pipeline.lake.new_folder import new_folder, require_free
 from schemas.audit import GRID, MEASURES, AuditManifest, Finding, Settings
 from schemas.errors import InputError, LakeError
 from schemas.registries import EXPORTS, implementation
@@ -98,7 +97,7 @@ def export(
         LakeError: the lake is damaged, or the pictures cannot be had.
     """
     writer: Export = implementation(EXPORTS, "--to", to).EXPORT()
-    _require_free(output)
+    require_free(output)
     found = None if audit is None else _read_audit(lake, audit, storage_options)
     frame = _frame(lake, found, method, layer)
     wanted = class_indices(classes, frame, lake.manifest.model.num_classes)
@@ -123,32 +122,11 @@ def export(
         if not reading.count:
             raise LakeError(f"none of the {reading.missing} images can be had ({reading.reason}); restore the source")
 
-    _write(writer, items(), about, output)
+    with new_folder(output) as folder:
+        writer.write(items(), about, folder)
     return Exported(
         output, reading.count, len(target_classes), reading.missing, reading.reason, writer.how_to_open(output)
     )
-
-
-def _write(writer: Export, items: Iterator[Item], about: About, output: Path) -> None:
-    """Write into a folder beside the output, which takes its name when all is there."""
-    partial = output.absolute().with_name(f".{output.absolute().name}-{uuid.uuid4().hex[:8]}.partial")
-    try:
-        partial.mkdir(parents=True)
-        try:
-            writer.write(items, about, partial)
-            partial.rename(output)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written ({error}); name another folder") from error
-
-
-def _require_free(output: Path) -> None:
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists():
-        raise InputError(f"--output {output} is there already; give an empty or new folder")
 
 
 def _frame(lake: Lake, found: _Audit | None, method: str | None, layer: str | None) -> Frame:

@@ -183,7 +183,7 @@ def test_packed_images_come_from_one_reading_of_their_unit(tmp_path: Path, monke
                 yield Sample(row["image_id"], row["uri"], picture(int(row["image_id"][-5:])))
 
     monkeypatch.setattr(type(lake), "unit_images", unplaced)
-    monkeypatch.setattr("pipeline.audit.exports.items.open_source", lambda config: Packed())
+    monkeypatch.setattr("pipeline.lake.pictures.open_source", lambda config: Packed())
     found = reading(lake)
     items = all_of(lake, found)
     assert read == sorted(lake.commits) and len(items) == 36
