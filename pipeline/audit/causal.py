@@ -24,7 +24,7 @@ from pipeline.audit.findings.base import Evidence
 from pipeline.audit.keys import keys_of
 from pipeline.audit.model import LakeModel, load_model
 from pipeline.audit.parts import sample_maps
-from pipeline.audit.pictures import painted_over, picture, pixels_of
+from pipeline.audit.pictures import painted_over, pixels_of
 from pipeline.audit.places import WINDOW, Bools, grown, window_shares
 from schemas.audit import GRID, CausalCheck, Finding, ImageRef
 from schemas.errors import CamlakeError
@@ -82,6 +82,9 @@ def check_findings(
     except CamlakeError as error:
         say(f"causal check left out: the model cannot be had ({error})")
         return result
+    evidence.originals.hold(
+        (each.image_id, each.unit_id) for number in wanted for each in result[number].images[:images]
+    )
     trouble: CamlakeError | None = None
     for number in wanted:
         odds, wrong = _measure(evidence, model, result[number].images[:images], zones[number])
@@ -128,13 +131,8 @@ def _measure(
         if not others:
             continue
         try:
-            image = picture(
-                evidence.lake,
-                model.replica.preprocess,
-                reference.image_id,
-                reference.unit_id,
-                model.job.model.preprocess.exif,
-            )
+            row = evidence.lake.image(reference.image_id, reference.unit_id)
+            image = model.picture(evidence.originals, row)
         except CamlakeError as error:
             trouble = trouble or error
             continue

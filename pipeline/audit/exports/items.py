@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,15 @@ from pipeline.audit.localisation import localise
 from pipeline.audit.objects import Objects
 from pipeline.audit.unit import measures
 from pipeline.lake import Lake
-from pipeline.lake.parallel import ahead
-from pipeline.lake.plan import read_plan
+from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
-from pipeline.sources import open_source
-from pipeline.sources.base import UnitError
 from schemas.audit import MEASURES, Finding
 from schemas.errors import CamlakeError, LakeError
-from schemas.job import Source
 
 #: Where the first so many pictures cannot be had, no other is asked for.
 PROBE = 12
 
-_FAULTS = (CamlakeError, UnitError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_FAULTS = (CamlakeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 #: What every browser shows.
 _PLAIN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -47,7 +43,7 @@ class Reading:
         about: of the export.
         objects: where objects are.
         findings: by image.
-        options: of the pictures' file system; empty: the lake's, where both are of one kind.
+        originals: the pictures.
         missing: images that are left out, since their picture or map cannot be had.
         reason: why, of the first of them.
         count: items so far.
@@ -57,7 +53,7 @@ class Reading:
     about: About
     objects: Objects
     findings: Mapping[str, Sequence[Finding]]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    originals: Originals
     missing: int = 0
     reason: str = ""
     count: int = 0
@@ -94,12 +90,12 @@ class Reading:
         heat = np.nan_to_num(stored, nan=0.0, posinf=0.0, neginf=0.0)
         places = {row["image_id"]: (number, row) for number, row in enumerate(maps.to_pylist())}
         self._left_out(len(wanted) - len(places), "they have no map that counts")
-        for image_id, data in self._pictures(unit_id, [rows[image_id] for image_id in rows if image_id in places]):
-            number, row = places[image_id]
+        for info, data in self.originals.stream([rows[image_id] for image_id in rows if image_id in places]):
+            number, row = places[info["image_id"]]
             try:
-                if isinstance(data, BaseException):
+                if isinstance(data, CamlakeError):
                     raise data
-                shown, kind, picture = self._decoded(rows[image_id], data)
+                shown, kind, picture = self._decoded(info, data)
             except _FAULTS as error:
                 self._left_out(1, str(error) or type(error).__name__)
                 if not self.count and self.missing >= PROBE:
@@ -111,13 +107,13 @@ class Reading:
             self.count += 1
             yield Item(
                 place=self.count - 1,
-                image=rows[image_id],
+                image=info,
                 row=row,
                 heat=heat[number],
                 density=density[number],
                 loadings=loadings[number].astype(np.float32),
                 measures=values[number],
-                findings=self.findings.get(image_id, ()),
+                findings=self.findings.get(info["image_id"], ()),
                 data=shown,
                 kind=kind,
                 picture=picture,
@@ -165,40 +161,6 @@ class Reading:
             named["severity"] = max((finding.severity for finding in self.findings.get(image_id, ())), default=np.nan)
             found.append({name: named[name] if np.isfinite(named[name]) else None for name in self.about.measures})
         return found
-
-    def _pictures(self, unit_id: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, bytes | BaseException]]:
-        """Yield (image, its encoded bytes or why there are none) for rows of the images table, in their order."""
-
-        def fetch(row: Mapping[str, Any]) -> bytes | BaseException:
-            try:
-                return self.lake.image_bytes(row["image_id"], unit_id=unit_id, storage_options=self.options or None)
-            except _FAULTS as error:
-                return error
-
-        placed = [row for row in rows if row["byte_offset"] is not None]
-        yield from zip((row["image_id"] for row in placed), ahead(fetch, placed), strict=True)
-        packed = [row["image_id"] for row in rows if row["byte_offset"] is None]
-        if packed:
-            yield from self._packed(unit_id, packed)
-
-    def _packed(self, unit_id: str, images: list[str]) -> Iterator[tuple[str, bytes | BaseException]]:
-        """The same for images that are no byte range of a file: their unit is read again, once."""
-        left = dict.fromkeys(images)
-        fault: BaseException = LakeError(f"unit '{unit_id}' does not hold it any more; has the source changed?")
-        try:
-            settings = {**self.lake.manifest.job["source"], "storage_options": dict(self.options)}
-            source = open_source(Source.model_validate(settings))
-            unit = next(unit for unit in read_plan(self.lake.store) if unit.unit_id == unit_id)
-            for sample in source.read(unit):
-                if sample.image_id in left and sample.data is not None:
-                    del left[sample.image_id]
-                    yield sample.image_id, sample.data
-                if not left:
-                    return
-        except _FAULTS as error:
-            fault = error
-        for image_id in left:
-            yield image_id, fault
 
     def _decoded(self, info: Mapping[str, Any], data: bytes) -> tuple[bytes, str, Image.Image]:
         """Return the image as a browser shows it, its format, and its pixels."""

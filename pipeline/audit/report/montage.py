@@ -77,11 +77,13 @@ def montage(
         wanted: references, the most important ones first; each picture is made once.
         most_bytes: of all entries together, as they lie in the page.
         most: pictures.
-        fetch: returns the encoded bytes of an image, given its row of the images table. Default:
-            ``lake.image_bytes``.
+        fetch: returns the encoded bytes of an image, given its row of the images table. Default: the evidence's
+            originals.
     """
     unique = list({key_of(reference): reference for reference in wanted}.values())
-    maker = _Maker(evidence, fetch)
+    if fetch is None:
+        evidence.originals.hold((reference.image_id, reference.unit_id) for reference in unique[:most])
+    maker = _Maker(evidence, fetch or evidence.originals.get)
     found = Montage()
     first, rest = unique[: min(PROBE, most)], unique[PROBE:most]
     if _fill(found, maker, first, most_bytes, ask=True):
@@ -135,7 +137,7 @@ class _Made:
 class _Maker:
     """Fetches, decodes and lays over; safe to share between threads."""
 
-    def __init__(self, evidence: Evidence, fetch: Fetch | None) -> None:
+    def __init__(self, evidence: Evidence, fetch: Fetch) -> None:
         self._lake = evidence.lake
         self._fetch = fetch
         manifest = evidence.lake.manifest
@@ -202,11 +204,7 @@ class _Maker:
         return picture, View(view.x0 * x, view.y0 * y, view.x1 * x, view.y1 * y)
 
     def _decoded(self, info: dict[str, Any]) -> Image.Image:
-        if self._fetch is not None:
-            data = self._fetch(info)
-        else:
-            data = self._lake.image_bytes(info["image_id"], unit_id=info["unit_id"])
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(self._fetch(info))) as opened:
             if opened.format == "JPEG":
                 opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # decodes at a fraction of the size, many times faster
             opened.load()
