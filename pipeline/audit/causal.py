@@ -26,6 +26,7 @@ from pipeline.audit.model import LakeModel, load_model
 from pipeline.audit.parts import sample_maps
 from pipeline.audit.pictures import painted_over, pixels_of
 from pipeline.audit.places import WINDOW, Bools, grown, window_shares
+from pipeline.audit.report.words import moved
 from schemas.audit import GRID, CausalCheck, Finding, ImageRef
 from schemas.errors import CamlakeError
 
@@ -246,11 +247,16 @@ def judged(finding: Finding, before: Floats, after: Floats, control: Floats, equ
             "causal": check,
             "severity": severity,
             "sentence": (
-                f"{finding.sentence} {verdict}: painted over in {n} images, {about} changes by {check.change:+.2f} on "
-                f"average, and by {check.control:+.2f} where other areas of that form are painted over."
+                f"{finding.sentence} {verdict}: with it painted over in {n} images, {about} {moved(check.change)} on "
+                f"average; with other areas of that form painted over instead it {moved(check.control)}."
             ),
             "details": finding.details
-            | {"causal_scale": scale, "causal_equal_evidence": float((same - was).mean()), "causal_unused": unused},
+            | {
+                "statement": finding.sentence,
+                "causal_scale": scale,
+                "causal_equal_evidence": float((same - was).mean()),
+                "causal_unused": unused,
+            },
         }
     )
 

@@ -26,8 +26,8 @@ from schemas.view import View
 
 #: Pixels of a picture's longer side.
 SIDE = 160
-#: Opacity of the colours over a picture.
-ALPHA = 0.45
+#: Opacity of the colours over a picture, where there is most evidence.
+ALPHA = 0.6
 #: Where the first so many pictures cannot be had, no other is asked for.
 PROBE = 12
 
@@ -160,7 +160,7 @@ class _Maker:
         except CamlakeError as error:
             fault = clean(str(error) or type(error).__name__, 300)
         if picture is not None and heat is not None and view is not None:
-            laid = overlay(picture, heat, view, alpha=ALPHA, signed=self._signed)
+            laid = overlay(picture, heat, view, alpha=ALPHA, signed=self._signed, fade=True)
             return _Made(reference, "overlay", _uri(laid), _uri(picture, 55), laid.size, fault, about)
         if picture is not None:
             return _Made(reference, "picture", _uri(picture), "", picture.size, fault, about)
