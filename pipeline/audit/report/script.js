@@ -616,7 +616,7 @@
 
   // Colours and keys.
 
-  const themes = ["auto", "light", "dark"], themeWords = { auto: "as the system", light: "light", dark: "dark" };
+  const themes = ["auto", "light", "dark"], themeWords = { auto: "as the system", light: "on light", dark: "on dark" };
   // Some browsers refuse storage to pages from disk; the choice then lasts as long as the page.
   const remembered = () => { try { return localStorage.getItem("camlake-theme"); } catch { return null; } };
   const remember = (name) => { try { localStorage.setItem("camlake-theme", name); } catch { /* nothing to do */ } };
@@ -625,8 +625,9 @@
     theme = themes.includes(name) ? name : "auto";
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    $("theme").textContent = theme[0].toUpperCase() + theme.slice(1);
-    $("theme").setAttribute("aria-label", `Colours: ${themeWords[theme]}`);
+    const name = theme[0].toUpperCase() + theme.slice(1);
+    $("theme").textContent = name;
+    $("theme").setAttribute("aria-label", `${name}: colours ${themeWords[theme]}`);
   }
   const nextTheme = () => { setTheme(themes[(themes.indexOf(theme) + 1) % themes.length]); remember(theme); };
 
