@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const NOTHING = 65535, STEPS = 65534, SHOTS = 7, FINE = 6;
+  const NOTHING = 65535, STEPS = 65534, SHOTS = 9, FINE = 6;
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
 
@@ -159,9 +159,9 @@
     if (!entries.some((entry) => entry.kind === "overlay" || entry.kind === "heatmap")) return null;
     const pairs = entries.some((entry) => entry.plain);
     return h("p", { class: "key" }, pairs ? h("span", { class: "of" }, "Each picture, and beside it the heatmap over it:") : h("span", { class: "of" }, "Heatmap:"),
-      ...(data.signed ? [h("span", null, "against"), bar("diverging", "Colours from evidence against the class, blue, to evidence for it, orange"), h("span", null, "for the class")]
-        : [h("span", null, "little"), bar("sequential", "Colours from little evidence, dark, to much, light"), h("span", null, "much evidence")]));
+      data.signed ? h("span", { class: "scale" }, "against ", bar("diverging", "Colours from evidence against the class, blue, to evidence for it, orange"), " for the class") : scale());
   }
+  const scale = () => h("span", { class: "scale" }, "little ", bar("sequential", "Colours from little evidence, dark, to much, light"), " much evidence");
   function bar(kind, label) {
     const canvas = h("canvas", { role: "img", "aria-label": label });
     paintBar(canvas, kind);
@@ -520,7 +520,8 @@
         h("div", { class: "class-head" },
           peak > 0 ? h("div", { class: "class-maps" },
             figure(mapOf(classes.maps, place, `Mean map of ${names[place]}`), "Mean map", `peak ${format(peak)} times uniform`),
-            figure(mapOf(classes.deviations, place, `Deviation of the maps of ${names[place]}`), "Deviation", `between maps, up to ${format(classes.deviations.scale[place])}`))
+            figure(mapOf(classes.deviations, place, `Deviation of the maps of ${names[place]}`), "Deviation", `between maps, up to ${format(classes.deviations.scale[place])}`),
+            h("p", { class: "key" }, scale()))
             : h("p", { class: "faint" }, `${plural(classes.n[place], "map")}: fewer than ${data.intervalFrom} give no estimate.`),
           measureTable(place)),
         about.length ? h("section", { "aria-labelledby": "class-findings" }, h("h2", { id: "class-findings" }, "Findings"),
@@ -625,9 +626,9 @@
     theme = themes.includes(name) ? name : "auto";
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    const name = theme[0].toUpperCase() + theme.slice(1);
-    $("theme").textContent = name;
-    $("theme").setAttribute("aria-label", `${name}: colours ${themeWords[theme]}`);
+    const word = theme[0].toUpperCase() + theme.slice(1);
+    $("theme").textContent = word;
+    $("theme").setAttribute("aria-label", `${word}: colours ${themeWords[theme]}`);
   }
   const nextTheme = () => { setTheme(themes[(themes.indexOf(theme) + 1) % themes.length]); remember(theme); };
 
@@ -657,6 +658,8 @@
     $("overall-peak").textContent = `The brightest place holds ${format(total.maps.scale[0])} times a uniform share.`;
   }
   document.querySelectorAll("canvas[data-bar]").forEach((canvas) => paintBar(canvas, canvas.dataset.bar));
+  // What was not scrolled to yet is printed, too.
+  addEventListener("beforeprint", () => document.querySelectorAll("img[loading]").forEach((image) => { image.loading = "eager"; }));
   startKeys();
   startFindings();
   startClasses();

@@ -80,7 +80,7 @@ def test_pictures(open_page: Open) -> None:
     images = first.locator("img")
     images.first.wait_for()
     # Each picture, and beside it the heatmap over it.
-    assert images.count() == 2 * 7
+    assert images.count() == 2 * 9
     assert images.first.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])") == [
         160,
         120,
