@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> Report:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     # The dispatcher's actors leave their CPU as they are killed, which takes a moment: the next need not wait for it.
     actor = ray.remote(NoOpWorker).options(max_restarts=0, max_concurrency=IN_FLIGHT + 1, num_cpus=0)
 

@@ -134,7 +134,7 @@ def connect() -> None:
 
     if not ray.is_initialized():
         cpus = torch.get_num_threads()
-        ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def job_run(work: Work, place: Place, options: argparse.Namespace) -> JobRun:

@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from jobs.config import absolute_uri
-from jobs.options import StorageOptions, storage_options
+from jobs.options import SourceStorageOptions, StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
 from pipeline.audit.expressions import Expression, parse
 from pipeline.audit.faithful_table import faithfulness_lines
@@ -88,6 +88,7 @@ def audit(
     effect_ratio: Annotated[float, typer.Option(help=_doc("effect_ratio"))] = _default("effect_ratio"),
     confident: Annotated[float, typer.Option(help=_doc("confident"))] = _default("confident"),
     storage: StorageOptions = None,
+    source_storage: SourceStorageOptions = None,
     address: Annotated[
         str | None,
         typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
@@ -130,6 +131,7 @@ def audit(
                 None if output is None else absolute_uri(output),
                 say=_say,
                 storage_options=options,
+                source_options=storage_options(source_storage),
                 workers=workers,
                 connect=lambda: connect(address),
                 causal=causal,
@@ -187,7 +189,7 @@ def connect(address: str | None) -> None:
         return
     joins = address or os.environ.get("RAY_ADDRESS")
     if not joins:
-        ray.init(include_dashboard=False, log_to_driver=True, logging_level="ERROR")
+        ray.init("local", include_dashboard=False, log_to_driver=True, logging_level="ERROR")
         return
     try:
         ray.init(address=joins, log_to_driver=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.config import absolute_uri
-from jobs.options import StorageOptions, storage_options
+from jobs.options import SourceStorageOptions, StorageOptions, storage_options
 from jobs.run import main_of, plain_errors
 from pipeline.audit.exports import DEFAULT_IMAGES, export
 from pipeline.lake import open_lake
@@ -36,10 +36,7 @@ def export_command(
         str | None, typer.Option(help="Its layer. Default: the audit's, else the last that the method writes.")
     ] = None,
     storage: StorageOptions = None,
-    source_storage: Annotated[
-        list[str] | None,
-        typer.Option("--source-storage", metavar="KEY=VALUE", help="fsspec option of the images' file system."),
-    ] = None,
+    source_storage: SourceStorageOptions = None,
 ) -> None:
     """Write images with their heatmaps as files that FiftyOne, Renumics Spotlight or ViRelAy opens."""
     with plain_errors():

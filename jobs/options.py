@@ -14,6 +14,15 @@ StorageOptions = Annotated[
     typer.Option("--storage", metavar="KEY=VALUE", help="fsspec option of the lake's file system; may be repeated."),
 ]
 
+SourceStorageOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source-storage",
+        metavar="KEY=VALUE",
+        help="fsspec option of the images' file system, where it is not the lake's; may be repeated.",
+    ),
+]
+
 
 def storage_options(given: list[str] | None) -> dict[str, Any]:
     """Parse ``key=value`` options; values are YAML, and dots in keys enter mappings.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jobs.config import absolute_uri
-from jobs.options import StorageOptions, storage_options
+from jobs.options import SourceStorageOptions, StorageOptions, storage_options
 from jobs.run import main_of, plain_errors
 from pipeline.lake import Lake, open_lake
-from pipeline.lake.sheet import Fetch, lake_sheet
-from schemas.errors import InputError, LakeError, did_you_mean
+from pipeline.lake.originals import Originals
+from pipeline.lake.sheet import lake_sheet
+from schemas.errors import InputError, did_you_mean
 
 
 def show(
@@ -33,15 +33,14 @@ def show(
     alpha: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the colours.")] = 0.5,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("camlake-show.png"),
     storage: StorageOptions = None,
-    source_storage: Annotated[
-        list[str] | None,
-        typer.Option("--source-storage", metavar="KEY=VALUE", help="fsspec option of the images' file system."),
-    ] = None,
+    source_storage: SourceStorageOptions = None,
 ) -> None:
     """Write a contact sheet: each image and an overlay per method, through the view that the model saw."""
     with plain_errors():
         opened = open_lake(absolute_uri(lake), storage_options(storage))
         chosen = images or first_images(opened, count, where)
+        originals = Originals(opened, storage_options(source_storage), most_read=None)
+        originals.hold((image_id, opened.image(image_id)["unit_id"]) for image_id in chosen)
         sheet = lake_sheet(
             opened,
             chosen,
@@ -49,7 +48,7 @@ def show(
             methods=method or None,
             alpha=alpha,
             cell=cell,
-            fetch=fetcher(opened, storage_options(source_storage)),
+            fetch=originals.get,
         )
         try:
             sheet.save(output, "PNG")
@@ -84,31 +83,6 @@ def first_images(lake: Lake, count: int, where: str | None = None) -> list[str]:
             "see the statuses with: camlake status"
         )
     return found
-
-
-def fetcher(lake: Lake, options: dict[str, Any]) -> Fetch:
-    """Return a function that fetches the encoded bytes of an image of the lake.
-
-    Where the images table gives a byte range that is one request; otherwise (an image inside a Parquet file, or in a
-    compressed tar) the image's unit is read again through its source until the image comes.
-    """
-
-    def fetch(row: Mapping[str, Any]) -> bytes:
-        image_id, unit_id = row["image_id"], row["unit_id"]
-        if row["byte_offset"] is not None:
-            return lake.image_bytes(image_id, unit_id=unit_id, storage_options=options or None)
-        from pipeline.lake.plan import read_plan
-        from pipeline.sources import open_source
-        from schemas.job import Source
-
-        source = open_source(Source.model_validate({**lake.manifest.job["source"], "storage_options": options}))
-        unit = next(unit for unit in read_plan(lake.store) if unit.unit_id == unit_id)
-        for sample in source.read(unit):
-            if sample.image_id == image_id and sample.data is not None:
-                return sample.data
-        raise LakeError(f"image '{image_id}' is not in {unit.uri} any more; has the source changed since the run?")
-
-    return fetch
 
 
 def _class_index(lake: Lake, target: str) -> int:

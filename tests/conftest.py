@@ -51,6 +51,6 @@ def local_ray() -> Iterator[None]:
     """One Ray on this machine for the session: four slots, whatever the number of cores."""
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

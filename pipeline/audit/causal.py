@@ -24,8 +24,9 @@ from pipeline.audit.findings.base import Evidence
 from pipeline.audit.keys import keys_of
 from pipeline.audit.model import LakeModel, load_model
 from pipeline.audit.parts import sample_maps
-from pipeline.audit.pictures import painted_over, picture, pixels_of
+from pipeline.audit.pictures import painted_over, pixels_of
 from pipeline.audit.places import WINDOW, Bools, grown, window_shares
+from pipeline.audit.report.words import moved
 from schemas.audit import GRID, CausalCheck, Finding, ImageRef
 from schemas.errors import CamlakeError
 
@@ -82,6 +83,9 @@ def check_findings(
     except CamlakeError as error:
         say(f"causal check left out: the model cannot be had ({error})")
         return result
+    evidence.originals.hold(
+        (each.image_id, each.unit_id) for number in wanted for each in result[number].images[:images]
+    )
     trouble: CamlakeError | None = None
     for number in wanted:
         odds, wrong = _measure(evidence, model, result[number].images[:images], zones[number])
@@ -128,13 +132,8 @@ def _measure(
         if not others:
             continue
         try:
-            image = picture(
-                evidence.lake,
-                model.replica.preprocess,
-                reference.image_id,
-                reference.unit_id,
-                model.job.model.preprocess.exif,
-            )
+            row = evidence.lake.image(reference.image_id, reference.unit_id)
+            image = model.picture(evidence.originals, row)
         except CamlakeError as error:
             trouble = trouble or error
             continue
@@ -248,11 +247,16 @@ def judged(finding: Finding, before: Floats, after: Floats, control: Floats, equ
             "causal": check,
             "severity": severity,
             "sentence": (
-                f"{finding.sentence} {verdict}: painted over in {n} images, {about} changes by {check.change:+.2f} on "
-                f"average, and by {check.control:+.2f} where other areas of that form are painted over."
+                f"{finding.sentence} {verdict}: with it painted over in {n} images, {about} {moved(check.change)} on "
+                f"average; with other areas of that form painted over instead it {moved(check.control)}."
             ),
             "details": finding.details
-            | {"causal_scale": scale, "causal_equal_evidence": float((same - was).mean()), "causal_unused": unused},
+            | {
+                "statement": finding.sentence,
+                "causal_scale": scale,
+                "causal_equal_evidence": float((same - was).mean()),
+                "causal_unused": unused,
+            },
         }
     )
 

@@ -224,7 +224,7 @@ def _finish(found: Outcome, sides: Sequence[_Side], states: tuple[State, State],
     runs = a.run_id, b.run_id
     table, table_bytes = parquet(comparison_columns(found), COMPARISON, runs)
     priors, priors_bytes = parquet(prior_columns(found), PRIORS, runs)
-    page = compare_page(manifest, table, priors)
+    page = compare_page(manifest, table, priors, found.everywhere)
     store.delete(MANIFEST)
     for path, data in ((TABLE, table_bytes), (PRIORS_TABLE, priors_bytes), (REPORT, page)):
         store.put(path, data)

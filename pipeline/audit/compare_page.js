@@ -10,7 +10,7 @@
     else delete document.documentElement.dataset.theme;
     const name = modes[mode][0].toUpperCase() + modes[mode].slice(1);
     theme.textContent = name;
-    theme.setAttribute("aria-label", mode ? `Colours: ${modes[mode]}` : "Colours: as the system");
+    theme.setAttribute("aria-label", mode ? `${name}: colours on ${modes[mode]}` : "Auto: colours as the system");
   });
   const ready = () => { document.documentElement.dataset.ready = ""; };
   if (!table) return ready();

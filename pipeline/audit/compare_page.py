@@ -23,18 +23,21 @@ from schemas.audit import GRID, MEASURE_INDEX, MEASURES
 from schemas.errors import InputError
 
 #: What the page shows at most, so that it stays a few megabytes whatever the number of classes.
-_DRIFTS, _PAIRS, _ROWS, _NAMES = 200, 60, 3000, 120
+_DRIFTS, _PAIRS, _ROWS, _NAMES, _MOVED = 200, 60, 3000, 120, 6
 
 Floats = npt.NDArray[np.float64]
 
 
-def compare_page(manifest: CompareManifest, table: pa.Table, priors: pa.Table) -> bytes:
+def compare_page(
+    manifest: CompareManifest, table: pa.Table, priors: pa.Table, everywhere: Floats | None = None
+) -> bytes:
     """Return the page as UTF-8. Names from the data are text throughout, and nothing in it depends on the time.
 
     Args:
         manifest: of the comparison.
         table: :data:`~pipeline.audit.compare_tables.COMPARISON`.
         priors: :data:`~pipeline.audit.compare_tables.PRIORS`.
+        everywhere: (2, GRID * GRID) mean maps of all compared classes together, in A and B; None: too few.
 
     Raises:
         InputError: jinja2 is not installed.
@@ -56,7 +59,9 @@ def compare_page(manifest: CompareManifest, table: pa.Table, priors: pa.Table) -
         manifest=manifest,
         settings=manifest.settings,
         verdict=verdict(manifest),
-        band=band(manifest.drifts[0].severity).key if manifest.drifts else "none",
+        band=band(manifest.drifts[0].severity).key if manifest.drifts else "none" if manifest.tested else "minor",
+        whole=None if everywhere is None else _triple(*everywhere.reshape(2, GRID, GRID)),
+        moved=_moved(table),
         notes=[clean(note, 600) for note in manifest.notes],
         tiles=_tiles(manifest),
         lakes=[("A", _lake(manifest.a)), ("B", _lake(manifest.b))],
@@ -134,8 +139,6 @@ def _pairs(priors: pa.Table) -> list[dict[str, Any]]:
     found = []
     for row in rows[:_PAIRS]:
         a, b = (np.asarray(row[name], np.float64).reshape(GRID, GRID) for name in ("mean_a", "mean_b"))
-        largest, moved = float(max(a.max(), b.max(), 1e-9)), b - a
-        most = float(np.abs(moved).max())
         found.append(
             {
                 "name": clean(row["name"], _NAMES),
@@ -146,14 +149,37 @@ def _pairs(priors: pa.Table) -> list[dict[str, Any]]:
                 "n": f"{row['n_a']:,} and {row['n_b']:,} maps",
                 "correlation": None if row["correlation"] is None else number(row["correlation"]),
                 "matched": f"{row['matched']:,}",
-                "maps": [
-                    ("A", picture(a / largest), f"up to {number(largest)} times a uniform map"),
-                    ("B", picture(b / largest), "on the same scale"),
-                    ("B − A", picture(moved / (most or 1.0), signed=True), f"orange more, blue less: ±{number(most)}"),
-                ],
+                "maps": _triple(a, b),
             }
         )
     return found
+
+
+def _triple(a: Floats, b: Floats) -> list[tuple[str, str, str]]:
+    """Return (name, picture, note) of A's and B's mean maps (GRID, GRID), and of their difference."""
+    largest, moved = float(max(a.max(), b.max(), 1e-9)), b - a
+    most = float(np.abs(moved).max())
+    return [
+        ("A", picture(a / largest), f"up to {number(largest)} times a uniform map"),
+        ("B", picture(b / largest), "on the same scale"),
+        ("B − A", picture(moved / (most or 1.0), signed=True), f"orange more, blue less: ±{number(most)}"),
+    ]
+
+
+def _moved(table: pa.Table) -> list[tuple[str, str, str, str]]:
+    """Return (measure, A, B, difference) of all classes together, where the interval is beside 0; the largest first."""
+    rows = [row for row in table.to_pylist() if row["class_a"] is None and row["comparable"] and row["d"] is not None]
+    rows = [row for row in rows if row["low"] is not None and row["low"] * row["high"] > 0]
+    rows.sort(key=lambda row: -abs(row["d"]))
+    return [
+        (
+            measure_label(row["measure"]),
+            number(row["mean_a"]),
+            number(row["mean_b"]),
+            f"{signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})",
+        )
+        for row in rows[:_MOVED]
+    ]
 
 
 def picture(values: Floats, signed: bool = False) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.audit.frame import Frame, Series, make_frame, replace_settings
 from pipeline.lake import Lake
 from schemas.audit import Settings
-from schemas.documents import Manifest, MethodInfo
+from schemas.documents import Manifest, MethodInfo, ModelInfo
 from schemas.errors import InputError
 
 #: Measures that follow the number of a map's cells: those of maps of other grids differ by that alone.
@@ -172,8 +172,8 @@ def _series_notes(lakes: tuple[Lake, Lake], frames: tuple[Frame, Frame]) -> list
         found.append(f"The methods are not the same: A's {method_a} is {_words(a)}, B's {method_b} is {_words(b)}.")
     if layer_a != layer_b:
         found.append(f"A's layer '{layer_a}' is compared with B's layer '{layer_b}'.")
-    models = [lake.manifest.model for lake in lakes]
-    if (models[0].preprocess, models[0].input_size) != (models[1].preprocess, models[1].input_size):
+    seen = [_seen(lake.manifest.model) for lake in lakes]
+    if seen[0] != seen[1]:
         found.append("The models see their images otherwise prepared, so the same place of two maps may show others.")
     kinds = [_series_of(frame) for frame in frames]
     unseen = sorted((kinds[0] ^ kinds[1]) - {(method_a, layer_a), (method_b, layer_b)})
@@ -182,6 +182,11 @@ def _series_notes(lakes: tuple[Lake, Lake], frames: tuple[Frame, Frame]) -> list
         if names:
             found.append(f"Only {letter} holds maps of {', '.join(names)}; they are not compared.")
     return found
+
+
+def _seen(model: ModelInfo) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return how a model sees its images, whoever decided it."""
+    return {name: value for name, value in model.preprocess.items() if name != "sources"}, model.input_size
 
 
 def _series_of(frame: Frame) -> set[tuple[str, str]]:

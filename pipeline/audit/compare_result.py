@@ -14,7 +14,7 @@ from pipeline.audit.compare_pair import ClassPair, Pair
 from pipeline.audit.compare_priors import Prior, Side, matches, prior_drift
 from pipeline.audit.compare_tables import COMPARISON, PRIORS, Change, ClassDrift, PlaceChange, Shared
 from pipeline.audit.compare_words import sentence, severity_of
-from pipeline.audit.findings.location import ninths
+from pipeline.audit.findings.location import MapSums, ninths
 from pipeline.audit.intervals import benjamini_hochberg
 from pipeline.audit.keys import keys_of
 from pipeline.audit.state import State
@@ -29,7 +29,8 @@ class Outcome:
     """What came out, class by class; ``classes`` are those with maps in both lakes.
 
     ``q`` and ``drift`` are (K, M + 1): of the measures, and last of the location prior. All tests are one family.
-    ``everything`` is the drift of all classes together, which is not tested.
+    ``everything`` is the drift of all classes together, which is not tested, and ``everywhere`` (2, GRID * GRID) their
+    mean maps in A and B, mean 1; None of fewer maps than are shown.
     """
 
     pair: Pair
@@ -37,6 +38,7 @@ class Outcome:
     measures: Drift
     priors: tuple[Prior, ...]
     everything: Drift
+    everywhere: Floats | None
     q: Floats
     drift: Mask
     shared: Shared
@@ -67,7 +69,7 @@ def outcome(pair: Pair, states: tuple[State, State], sides: tuple[Side, Side]) -
         nothing = np.empty((0, len(MEASURES) + 1))
         shared = _shared(states, [], 0)
         empty = _empty()
-        return Outcome(pair, (), empty, (), empty, nothing, nothing.astype(np.bool_), shared)
+        return Outcome(pair, (), empty, (), empty, None, nothing, nothing.astype(np.bool_), shared)
     measures = measure_drift(a, b, classes, settings, pair.skipped)
     priors = tuple(_priors(a, b, classes, sides, settings, measures))
     p = np.column_stack([measures.p, [prior.p for prior in priors]])
@@ -76,15 +78,18 @@ def outcome(pair: Pair, states: tuple[State, State], sides: tuple[Side, Side]) -
     # What cannot be told apart from nothing: NaN compares as false.
     drift = (q < settings.q) & passed
     whole = ClassPair(-1, -1, "")
+    together = _together(a, [each.a for each in classes]), _together(b, [each.b for each in classes])
     everything = measure_drift(
-        _together(a, [each.a for each in classes]),
-        _together(b, [each.b for each in classes]),
+        *together,
         [whole],
         settings,
         [measure.name for measure in MEASURES],
     )
     shared = _shared(states, priors, _by_id(sides, classes))
-    return Outcome(pair, classes, measures, priors, everything, q, drift, shared)
+    sums = [MapSums.of([each[-1]]) for each in together]
+    enough = all(each.count[0, 0] >= settings.interval_from for each in sums)
+    everywhere = np.stack([each.mean[0] for each in sums]) if enough else None
+    return Outcome(pair, classes, measures, priors, everything, everywhere, q, drift, shared)
 
 
 def _empty() -> Drift:

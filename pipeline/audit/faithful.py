@@ -97,10 +97,12 @@ def measure_faithfulness(
             say(f"faithfulness left out: the model cannot be had ({error})")
             return None
         bench = _Bench(evidence, model, rows)
+        evidence.originals.hold((image.image_id, image.unit_id) for image in left)
         with Progression(len(chosen) * len(rows), len(found) * len(rows), stream) as progress:
             for image, maps in _with_maps(evidence, left):
                 try:
-                    pixels = model.picture(evidence.lake, image.image_id, image.unit_id)
+                    row = evidence.lake.image(image.image_id, image.unit_id)
+                    pixels = model.picture(evidence.originals, row)
                 except CamlakeError as error:
                     trouble = trouble or error
                     continue

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.audit.pictures import picture
 from pipeline.cam.selection import probabilities
 from pipeline.lake import Lake
+from pipeline.lake.originals import Originals, Row
 from pipeline.models.replica import Replica, load_replica
 from schemas.errors import InputError, LakeError
 from schemas.job import Job
@@ -27,9 +28,9 @@ class LakeModel:
     job: Job
     replica: Replica
 
-    def picture(self, lake: Lake, image_id: str, unit_id: str) -> Tensor:
+    def picture(self, originals: Originals, row: Row) -> Tensor:
         """Return an image of the lake as the model saw it: see :func:`pipeline.audit.pictures.picture`."""
-        return picture(lake, self.replica.preprocess, image_id, unit_id, self.job.model.preprocess.exif)
+        return picture(originals, row, self.replica.preprocess, self.job.model.preprocess.exif)
 
     def odds(self, pictures: Tensor, target: int) -> Floats:
         """Return the log-odds (N,) of a class in pictures (N, 3, H, W), within 50 of 0; NaN where there are none."""

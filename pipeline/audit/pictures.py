@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cam.imputation import NOISE, linear_imputation
-from pipeline.lake import Lake
+from pipeline.lake.originals import Originals, Row
 from pipeline.models.preprocess import Preprocessor
 from pipeline.sources.decode import decode
 
@@ -18,15 +18,21 @@ Bools = npt.NDArray[np.bool_]
 
 
 def picture(
-    lake: Lake, preprocess: Preprocessor, image_id: str, unit_id: str, exif: Literal["ignore", "apply"] = "ignore"
+    originals: Originals, row: Row, preprocess: Preprocessor, exif: Literal["ignore", "apply"] = "ignore"
 ) -> Tensor:
     """Return an image of a lake as its model saw it: (3, H, W) float32, normalised.
+
+    Args:
+        originals: the lake's encoded images.
+        row: the image's row of the images table.
+        preprocess: as the model had it.
+        exif: as the job had it.
 
     Raises:
         LakeError: the image's bytes cannot be had, or have changed.
         DecodeError: they are no image any more that can be decoded.
     """
-    return preprocess(decode(lake.image_bytes(image_id, unit_id=unit_id), exif=exif).pixels)[0]
+    return preprocess(decode(originals.get(row), exif=exif).pixels)[0]
 
 
 def pixels_of(cells: Bools, size: tuple[int, int]) -> Bools:

@@ -76,6 +76,7 @@ def run_audit(
     *,
     say: Say,
     storage_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
     workers: int | None = 0,
     connect: Callable[[], None] | None = None,
     causal: int = 0,
@@ -96,6 +97,7 @@ def run_audit(
         output: URI of the audit's folder. Default: the lake's with ``.audit`` appended.
         say: takes lines for people.
         storage_options: of the lake's file system, and of the output's where it is of the same kind.
+        source_options: of the images' file system. Default: the lake's, where both are of one kind.
         workers: Ray tasks at a time; None: one per CPU; 0: no Ray, all in this process.
         connect: connects this process to Ray; called when something is left to do.
         causal: images per finding that are painted over and looked at again by the model; 0: none.
@@ -127,7 +129,7 @@ def run_audit(
         work = Work(lake.store, store, lake.manifest, frame, objects.source)
         _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
         state = merged(store, frame, found)
-        evidence = Evidence(frame, state, lake, state.sample.table)
+        evidence = Evidence(frame, state, lake, state.sample.table, source_options or {})
         measured = _faithfulness(evidence, store, faithfulness, say, stream)
         return _finish(evidence, store, objects, causal, measured, say)
 

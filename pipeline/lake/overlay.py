@@ -88,6 +88,7 @@ def overlay(
     alpha: float = 0.5,
     signed: bool = False,
     outline: bool = True,
+    fade: bool = False,
 ) -> Image.Image:
     """Lay a heatmap over the original, through the view that the model saw.
 
@@ -98,6 +99,8 @@ def overlay(
         alpha: opacity of the colours, [0, 1].
         signed: the map may be negative.
         outline: draw the view's edge, where it lies inside the image.
+        fade: the colours are the fainter the less evidence there is: full from half of the largest value on, none at 0,
+            so that the picture is seen where nothing else is to be.
 
     Returns:
         RGB image of the same size. What the model did not see is left as it is.
@@ -112,6 +115,8 @@ def overlay(
     seen = lay_over(np.ones((1, 1), np.float32), view, height, width, outside=0.0)[..., None]
     laid = lay_over(heatmap, view, height, width, outside=0.0)
     share = alpha * seen
+    if fade:
+        share = share * np.clip(2 * np.abs(np.nan_to_num(laid, nan=1.0)), 0, 1)[..., None]
     blended = original * (1 - share) + colourise(laid, signed) * share
     result = Image.fromarray(np.rint(blended).astype(np.uint8))
     whole = view.x0 <= 0 and view.y0 <= 0 and view.x1 >= width and view.y1 >= height

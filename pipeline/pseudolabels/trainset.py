@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from pipeline.audit.progress import Progression
 from pipeline.lake.new_folder import new_folder, require_free
-from pipeline.lake.pictures import FAULTS, unit_pictures
+from pipeline.lake.originals import Originals
 from pipeline.pseudolabels.classes import manifest_classes
 from pipeline.pseudolabels.coco_json import CocoWriter
 from pipeline.pseudolabels.collection import Item, LabelLake
@@ -27,7 +27,7 @@ from pipeline.pseudolabels.rle import encode_labels
 from pipeline.pseudolabels.split import is_drawn
 from pipeline.sources.storage import open_fs
 from schemas import layout
-from schemas.errors import InputError, LakeError
+from schemas.errors import CamlakeError, InputError, LakeError
 from schemas.pseudolabels import BACKGROUND_ID
 
 Layout = Literal["folder", "voc"]
@@ -71,7 +71,7 @@ stands in `provenance.json`. `datasets.load_dataset("THIS/FOLDER")` gives the co
 
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 _UPRIGHT = (None, 1)
-_FAULTS = (*FAULTS, Image.DecompressionBombError)
+_FAULTS = (CamlakeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 _QUALITY = 95
 
 
@@ -128,12 +128,13 @@ def export_trainset(
     require_free(output)
     found = Exported(output)
     total = sum(commit.images.get("ok", 0) for commit in labels.lake.commits.values())
+    originals = Originals(labels.lake, source_options, most_read=None)
     with new_folder(output) as folder, _Writer(labels, folder, arrangement, found) as writer:
         with Progression(total, 0, stream, what="images") as progress:
             for unit in labels.lake.commits:
-                for item, row, picture in _unit(labels, unit, pictures, source_options or {}):
+                for item, row, picture in _unit(labels, unit, originals if pictures == "copy" else None):
                     try:
-                        if isinstance(picture, BaseException):
+                        if isinstance(picture, CamlakeError):
                             raise picture
                         shown = _shown(labels, row, picture, pictures, arrangement)
                     except _FAULTS as error:
@@ -161,13 +162,13 @@ class _Shown(NamedTuple):
 
 
 def _unit(
-    labels: LabelLake, unit: str, pictures: Pictures, options: Mapping[str, Any]
-) -> Iterator[tuple[Item, dict[str, Any], bytes | BaseException]]:
+    labels: LabelLake, unit: str, originals: Originals | None
+) -> Iterator[tuple[Item, Mapping[str, Any], bytes | CamlakeError]]:
     items = {item.image_id: item for item in labels.unit_items(unit)}
     rows = {row["image_id"]: row for row in labels.lake.unit_images(unit).to_pylist() if row["image_id"] in items}
-    if pictures == "copy":
-        for image_id, data in unit_pictures(labels.lake, unit, list(rows.values()), options):
-            yield items[image_id], rows[image_id], data
+    if originals is not None:
+        for row, data in originals.stream(rows.values()):
+            yield items[row["image_id"]], row, data
     else:
         for image_id, item in items.items():
             yield item, rows[image_id], b""

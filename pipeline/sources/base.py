@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,15 @@ class Source(ABC):
             CamlakeError: the store fails or refuses, or the file is not the one that was planned; the attempt fails as
                 a whole, since a later one may succeed.
         """
+
+    def around(self, unit: Unit, places: Sequence[int]) -> Iterator[Unit]:
+        """Yield what is enough of a unit to read the samples at some places again, in the order of reading.
+
+        Args:
+            unit: of the plan.
+            places: of samples, ascending, counted from 0 in the order of :meth:`read`.
+        """
+        yield unit
 
 
 class UnitError(Exception):

@@ -7,8 +7,8 @@ column, else ``<file>/<row>``: the file's name as :class:`~pipeline.sources.patt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -111,15 +111,35 @@ class Parquet(Source):
                 # a Hugging Face struct without bytes names a file; such rows are few, so they are read in turn
                 yield from map(reader.fill, samples)
 
+    def around(self, unit: Unit, places: Sequence[int]) -> Iterator[Unit]:
+        """Yield the row groups of a unit that hold the rows at some places; see :meth:`Source.around`.
+
+        Raises:
+            InputError: the file changed since the plan.
+        """
+        fs, path = open_fs(unit.uri, self.config.storage_options)
+        with storage_errors(unit.uri, _FIELD):
+            check_unchanged(fs, path, unit.uri, unit.etag)
+            file = open_random(fs, path)
+        with file, reading(unit.uri, partial(_damaged, unit.uri, "its footer")):
+            metadata = pq.ParquetFile(file).metadata
+            groups = {number: metadata.row_group(number) for number in _groups(unit, metadata)}
+        row = 0
+        for number, group in groups.items():
+            if any(row <= place < row + group.num_rows for place in places):
+                size = _group_bytes(group)
+                yield replace(unit, start=number, stop=number + 1, byte_size=size, images=group.num_rows)
+            row += group.num_rows
+
     def _samples(
         self, unit: Unit, table: pq.ParquetFile, image: str, kind: Kind, reader: ImageReader
     ) -> Iterator[Sample]:
         stem = _stem(Naming(self.config.uris).name(unit.uri))
         metadata = table.metadata
-        start, stop = unit.start or 0, metadata.num_row_groups if unit.stop is None else unit.stop
-        row = sum(metadata.row_group(group).num_rows for group in range(start))
+        groups = _groups(unit, metadata)
+        row = sum(metadata.row_group(group).num_rows for group in range(groups.start))
         seen: set[str] = set()
-        for group in range(start, stop):
+        for group in groups:
             batches = self._batches(unit.uri, table, group, image)
             for batch in batches:
                 with reading(unit.uri, partial(_damaged, unit.uri, f"row group {group}")):
@@ -276,6 +296,11 @@ def _runs(rows: list[int], limit: int) -> Iterator[tuple[int, int]]:
         count += size
     if count:
         yield start, len(rows)
+
+
+def _groups(unit: Unit, metadata: pq.FileMetaData) -> range:
+    """Return the row groups of a unit."""
+    return range(unit.start or 0, metadata.num_row_groups if unit.stop is None else unit.stop)
 
 
 def _batch_rows(group: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,15 @@ from pipeline.audit.localisation import localise
 from pipeline.audit.objects import Objects
 from pipeline.audit.unit import measures
 from pipeline.lake import Lake
-from pipeline.lake.pictures import FAULTS, unit_pictures
+from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
 from schemas.audit import MEASURES, Finding
-from schemas.errors import LakeError
+from schemas.errors import CamlakeError, LakeError
 
 #: Where the first so many pictures cannot be had, no other is asked for.
 PROBE = 12
 
-_FAULTS = (*FAULTS, Image.DecompressionBombError)
+_FAULTS = (CamlakeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 #: What every browser shows.
 _PLAIN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -43,7 +43,7 @@ class Reading:
         about: of the export.
         objects: where objects are.
         findings: by image.
-        options: of the pictures' file system; empty: the lake's, where both are of one kind.
+        originals: the pictures.
         missing: images that are left out, since their picture or map cannot be had.
         reason: why, of the first of them.
         count: items so far.
@@ -53,7 +53,7 @@ class Reading:
     about: About
     objects: Objects
     findings: Mapping[str, Sequence[Finding]]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    originals: Originals
     missing: int = 0
     reason: str = ""
     count: int = 0
@@ -90,13 +90,12 @@ class Reading:
         heat = np.nan_to_num(stored, nan=0.0, posinf=0.0, neginf=0.0)
         places = {row["image_id"]: (number, row) for number, row in enumerate(maps.to_pylist())}
         self._left_out(len(wanted) - len(places), "they have no map that counts")
-        shown_rows = [rows[image_id] for image_id in rows if image_id in places]
-        for image_id, data in unit_pictures(self.lake, unit_id, shown_rows, self.options):
-            number, row = places[image_id]
+        for info, data in self.originals.stream([rows[image_id] for image_id in rows if image_id in places]):
+            number, row = places[info["image_id"]]
             try:
-                if isinstance(data, BaseException):
+                if isinstance(data, CamlakeError):
                     raise data
-                shown, kind, picture = self._decoded(rows[image_id], data)
+                shown, kind, picture = self._decoded(info, data)
             except _FAULTS as error:
                 self._left_out(1, str(error) or type(error).__name__)
                 if not self.count and self.missing >= PROBE:
@@ -108,13 +107,13 @@ class Reading:
             self.count += 1
             yield Item(
                 place=self.count - 1,
-                image=rows[image_id],
+                image=info,
                 row=row,
                 heat=heat[number],
                 density=density[number],
                 loadings=loadings[number].astype(np.float32),
                 measures=values[number],
-                findings=self.findings.get(image_id, ()),
+                findings=self.findings.get(info["image_id"], ()),
                 data=shown,
                 kind=kind,
                 picture=picture,

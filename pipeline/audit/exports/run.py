@@ -26,6 +26,7 @@ from pipeline.audit.parts_files import storage_of
 from pipeline.audit.progress import Progression
 from pipeline.lake import Lake, LakeStore, MissingObjectError
 from pipeline.lake.new_folder import new_folder, require_free
+from pipeline.lake.originals import Originals
 from schemas.audit import GRID, MEASURES, AuditManifest, Finding, Settings
 from schemas.errors import InputError, LakeError
 from schemas.registries import EXPORTS, implementation
@@ -110,7 +111,7 @@ def export(
         raise InputError(_nothing(lake, frame, found, bool(wanted)))
     objects = Objects() if found is None else open_objects(frame.settings, lake)
     about = _about(lake, frame, objects, found, output, writer)
-    reading = Reading(lake, about, objects, named, source_options or {})
+    reading = Reading(lake, about, objects, named, Originals(lake, source_options, most_read=None))
     target_classes: set[int] = set()
 
     def items() -> Iterator[Item]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -12,6 +14,7 @@ from pipeline.audit.cells import Cell
 from pipeline.audit.frame import Frame
 from pipeline.audit.state import State
 from pipeline.lake import Lake
+from pipeline.lake.originals import Originals
 from schemas.audit import Finding, ImageRef
 
 
@@ -20,13 +23,20 @@ class Evidence:
     """All that findings draw on.
 
     ``sample`` is the state's sample as a table (:data:`pipeline.audit.sample.SAMPLE`). ``lake`` is for looking up what
-    a few findings need of single images (never for a pass over everything).
+    a few findings need of single images (never for a pass over everything). ``source_options`` are those of the images'
+    file system; empty: the lake's, where both are of one kind.
     """
 
     frame: Frame
     state: State
     lake: Lake
     sample: pa.Table
+    source_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def originals(self) -> Originals:
+        """The encoded images."""
+        return Originals(self.lake, self.source_options)
 
     def cell(self, target_class: int | None = None, attribute: str = "", value: str = "") -> Cell | None:
         """Return the sums of the audit's method over all outcomes; of one class (None: all) and group."""

@@ -28,8 +28,8 @@ def write_report(
         findings: in any order; they are ranked by severity.
         groups: rows of :data:`schemas.audit.GROUPS`.
         manifest: of the audit.
-        fetch: returns the encoded bytes of an image, given its row of the images table. Default: one ranged read of
-            ``lake.image_bytes``. An image that cannot be had is shown by its bare heatmap, with a note.
+        fetch: returns the encoded bytes of an image, given its row of the images table. Default: the evidence's
+            originals. An image that cannot be had is shown by its bare heatmap, with a note.
 
     Returns:
         At most 15,000,000 bytes, whatever the size of the lake: the findings of lowest rank, the smallest classes and

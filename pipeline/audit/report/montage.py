@@ -26,8 +26,8 @@ from schemas.view import View
 
 #: Pixels of a picture's longer side.
 SIDE = 160
-#: Opacity of the colours over a picture.
-ALPHA = 0.45
+#: Opacity of the colours over a picture, where there is most evidence.
+ALPHA = 0.6
 #: Where the first so many pictures cannot be had, no other is asked for.
 PROBE = 12
 
@@ -77,11 +77,13 @@ def montage(
         wanted: references, the most important ones first; each picture is made once.
         most_bytes: of all entries together, as they lie in the page.
         most: pictures.
-        fetch: returns the encoded bytes of an image, given its row of the images table. Default:
-            ``lake.image_bytes``.
+        fetch: returns the encoded bytes of an image, given its row of the images table. Default: the evidence's
+            originals.
     """
     unique = list({key_of(reference): reference for reference in wanted}.values())
-    maker = _Maker(evidence, fetch)
+    if fetch is None:
+        evidence.originals.hold((reference.image_id, reference.unit_id) for reference in unique[:most])
+    maker = _Maker(evidence, fetch or evidence.originals.get)
     found = Montage()
     first, rest = unique[: min(PROBE, most)], unique[PROBE:most]
     if _fill(found, maker, first, most_bytes, ask=True):
@@ -135,7 +137,7 @@ class _Made:
 class _Maker:
     """Fetches, decodes and lays over; safe to share between threads."""
 
-    def __init__(self, evidence: Evidence, fetch: Fetch | None) -> None:
+    def __init__(self, evidence: Evidence, fetch: Fetch) -> None:
         self._lake = evidence.lake
         self._fetch = fetch
         manifest = evidence.lake.manifest
@@ -158,7 +160,7 @@ class _Maker:
         except CamlakeError as error:
             fault = clean(str(error) or type(error).__name__, 300)
         if picture is not None and heat is not None and view is not None:
-            laid = overlay(picture, heat, view, alpha=ALPHA, signed=self._signed)
+            laid = overlay(picture, heat, view, alpha=ALPHA, signed=self._signed, fade=True)
             return _Made(reference, "overlay", _uri(laid), _uri(picture, 55), laid.size, fault, about)
         if picture is not None:
             return _Made(reference, "picture", _uri(picture), "", picture.size, fault, about)
@@ -202,11 +204,7 @@ class _Maker:
         return picture, View(view.x0 * x, view.y0 * y, view.x1 * x, view.y1 * y)
 
     def _decoded(self, info: dict[str, Any]) -> Image.Image:
-        if self._fetch is not None:
-            data = self._fetch(info)
-        else:
-            data = self._lake.image_bytes(info["image_id"], unit_id=info["unit_id"])
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(self._fetch(info))) as opened:
             if opened.format == "JPEG":
                 opened.draft("RGB", (2 * SIDE, 2 * SIDE))  # decodes at a fraction of the size, many times faster
             opened.load()

@@ -35,6 +35,7 @@ _MARGIN = 600_000
 _PICTURES = 1_500_000
 #: Findings that get more pictures than others, pictures of each, and classes with exemplars.
 _FIRST, _MANY, _FEW, _EXEMPLARS = 20, 12, 4, 200
+_TARGETS = {"predicted": "of the predicted class", "label": "of the label", "all": "of all targets"}
 _SHOWN_MEANS = ("effective_area", "gini", "border_enrichment", "corner_enrichment", "energy", "enrichment", "pointing")
 
 
@@ -166,7 +167,9 @@ class _Page:
             settings=settings,
             lake_name=_title(manifest.lake, 2 * limits.name),
             created=manifest.created[:16].replace("T", " "),
-            verdict=_verdict(self.all),
+            about=self._about(),
+            verdict=_verdict(self.all, self._testable()),
+            coverage=self._coverage(),
             bands=_bands(self.all),
             tiles=self._tiles(),
             audited=self._audited(),
@@ -189,15 +192,17 @@ class _Page:
         return text.encode()
 
     def _tiles(self) -> list[tuple[str, str, str]]:
-        numbers, manifest = self.numbers, self.manifest
+        numbers, manifest, settings = self.numbers, self.manifest, self.manifest.settings
         right, wrong = int(numbers.by_class.right.sum()), int(numbers.by_class.wrong.sum())
         tiles = [
             ("Images", f"{manifest.images:,}", f"in {counted(manifest.units, 'unit')}"),
-            ("Maps", f"{manifest.maps:,}", f"{manifest.counted:,} counted"),
-            ("Classes", f"{manifest.classes:,}", ""),
+            ("Maps", f"{int(numbers.total.n.sum()):,}", f"{manifest.maps:,} of all methods and targets"),
+            ("Classes", f"{manifest.classes:,}", f"{self._testable():,} with {settings.flagged_from:,} maps or more"),
         ]
         if right + wrong:
-            tiles.append(("Predicted right", f"{right / (right + wrong):.1%}", f"of {right + wrong:,} with a label"))
+            tiles.append(
+                ("Predicted right", f"{right / (right + wrong):.1%}", f"of {right + wrong:,} maps with a label")
+            )
         if len(numbers.total):
             for name, note in (("border_enrichment", "uniform: ×1"), ("energy", "of the evidence")):
                 value = float(numbers.total.mean[0, MEASURE_INDEX[name]])
@@ -208,14 +213,43 @@ class _Page:
             tiles.append(("Degenerate maps", f"{flagged / max(1, int(numbers.total.n[0])):.2%}", f"{flagged:,} maps"))
         return tiles
 
+    def _testable(self) -> int:
+        """Classes with enough maps to be flagged."""
+        return int((self.numbers.by_class.n >= self.manifest.settings.flagged_from).sum())
+
+    def _coverage(self) -> str:
+        """Say what could not be judged for want of maps."""
+        enough, least, classes = self._testable(), self.manifest.settings.flagged_from, self.manifest.classes
+        if enough == classes:
+            return ""
+        if not enough:
+            return (
+                f"No class has the {least:,} maps from which one may be flagged, so only all images together could be "
+                "judged: explain more images, or lower --flagged-from and trust it less."
+            )
+        return f"{enough:,} of {classes:,} classes have the {least:,} maps from which one may be flagged."
+
+    def _about(self) -> str:
+        """Say in a sentence what was audited."""
+        manifest, settings, model = self.manifest, self.manifest.settings, self.evidence.lake.manifest.model
+        objects = f"objects from {manifest.regions}" if manifest.regions else "where the objects are is not known"
+        groups = f"; compared by {', '.join(settings.groups)}" if settings.groups else ""
+        targets, state = (
+            _TARGETS.get(settings.targets or "", ""),
+            "" if manifest.lake_finished else "; not finished yet",
+        )
+        text = (
+            f"Heatmaps of {manifest.method} at {manifest.layer} of {model.name}, {targets}; {objects}{groups}{state}."
+        )
+        return clean(text, 600)
+
     def _audited(self) -> list[tuple[str, str]]:
         manifest, settings = self.manifest, self.manifest.settings
-        targets = {"predicted": "of the predicted class", "label": "of the label", "all": "of all targets"}
         found = [
             ("Lake", manifest.lake),
             ("Run", f"{manifest.lake_run_id}{'' if manifest.lake_finished else ' (not finished yet)'}"),
             ("Method and layer", f"{manifest.method}, {manifest.layer}"),
-            ("Maps that count", targets.get(settings.targets or "", "as the lake has them")),
+            ("Maps that count", _TARGETS.get(settings.targets or "", "as the lake has them")),
             ("Groups", ", ".join(settings.groups) or "none"),
             ("Rows depend on each other by", settings.cluster or "nothing: each image by itself"),
             ("Where the objects are", manifest.regions or "not given, so nothing is said about maps off the object"),
@@ -276,24 +310,30 @@ def _plain_manifest(manifest: AuditManifest, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _verdict(findings: Sequence[Finding]) -> dict[str, str]:
+def _verdict(findings: Sequence[Finding], testable: int) -> dict[str, str]:
+    """Return the summary's heading, what follows it, and its band; ``testable``: classes with enough maps."""
     count = Counter(band(each.severity).key for each in findings)
     serious, total = count["serious"], len(findings)
     if not total:
         return {
-            "band": "none",
-            "text": "Nothing above the thresholds.",
-            "more": "That is no proof that there is nothing: see methods and limits.",
+            "band": "none" if testable else "minor",
+            "text": "Nothing above the thresholds." if testable else "Too few images to judge.",
+            "more": "That is no proof that there is nothing: see methods and limits." if testable else "",
         }
     used = sum(each.causal is not None and each.causal.used for each in findings)
-    more = f"{counted(total, 'finding')} in all. " if serious != total else ""
+    more = f"{counted(total, 'finding')} in all. " if serious not in (0, total) else ""
     if used:
         more += f"For {used}, a causal check shows that the model uses what was found."
     elif any(each.kind == "shortcut" for each in findings):
         more += "Shortcuts are candidates: no causal check shows that the model uses them."
+    worst = band(findings[0].severity).key
     if serious:
-        return {"band": "serious", "text": f"{counted(serious, 'serious finding')}.", "more": more}
-    return {"band": "notable", "text": f"Nothing serious; {counted(total, 'finding')} to look at.", "more": more}
+        text = f"{counted(serious, 'serious finding')}."
+    elif testable:
+        text = f"Nothing serious; {counted(total, 'finding')} to look at."
+    else:
+        text = f"{counted(total, 'finding')} to look at; the classes could not be judged."
+    return {"band": worst, "text": text, "more": more}
 
 
 def _bands(findings: Sequence[Finding]) -> list[dict[str, Any]]:

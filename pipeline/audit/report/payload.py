@@ -32,7 +32,9 @@ def payload(evidence: Evidence, numbers: Numbers, limits: Limits) -> dict[str, A
     regional = bool(np.isfinite(numbers.total.mean[:, MEASURE_INDEX["energy"]]).any()) if len(numbers.total) else False
     with_map = _largest(numbers.by_cell, limits.cell_maps)
     attributes = list(dict.fromkeys(attribute for attribute, _ in numbers.groups))
+    method = frame.series[frame.primary].method
     return {
+        "signed": next(info.signed for info in evidence.lake.manifest.methods if info.key == method),
         "grid": GRID,
         "colours": {"sequential": encoded(sequential()), "diverging": encoded(diverging())},
         "measures": [

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const NOTHING = 65535, STEPS = 65534, SHOTS = 7, FINE = 6;
+  const NOTHING = 65535, STEPS = 65534, SHOTS = 9, FINE = 6;
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
 
@@ -51,7 +51,7 @@
   const maps = (packed) => ({ scale: new Float32Array(bytes(packed.scale).buffer), cells: bytes(packed.cells) });
 
   const minus = (text) => text.replace("-", "−");
-  const format = (value) => (Number.isFinite(value) ? minus(value.toLocaleString("en", { maximumSignificantDigits: 3 })) : "–");
+  const format = (value) => (Number.isFinite(value) ? minus(value.toLocaleString("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 })) : "–");
   const signed = (value) => (value > 0 ? "+" : "") + format(value);
   const whole = (value) => value.toLocaleString("en");
   const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "–");
@@ -83,9 +83,9 @@
 
   const colours = { sequential: bytes(data.colours.sequential), diverging: bytes(data.colours.diverging) };
 
-  function paint(canvas, height, width, cells, start, factor, diverging) {
+  function paint(canvas, height, width, cells, start, factor, diverging, finely = FINE) {
     const context = canvas.getContext("2d"), table = diverging ? colours.diverging : colours.sequential;
-    const last = table.length / 3 - 1, fine = height > 1 ? FINE : 1;
+    const last = table.length / 3 - 1, fine = height > 1 ? finely : 1;
     const values = smooth(height, width, fine, (i) => (diverging ? cells[start + i] - 1 : cells[start + i] * factor));
     canvas.height = height * fine;
     canvas.width = width * fine;
@@ -140,24 +140,40 @@
 
   // Pictures.
 
-  const isPlain = () => $("plain") !== null && $("plain").checked;
-  const source = (entry) => (isPlain() && entry.plain ? entry.plain : entry.overlay);
   const what = { overlay: "Heatmap over image", heatmap: "Heatmap of image", picture: "Image", none: "Image" };
 
   function shot([place, note]) {
     const entry = data.pictures[place];
     const about = note || (entry.label && `label ${entry.label}`) || "";
     const alternative = `${what[entry.kind]} ${entry.id}${about ? `: ${about}` : ""}`;
-    const picture = entry.overlay
-      ? h("img", { src: source(entry), alt: alternative, width: entry.width, height: entry.height, "data-picture": place, decoding: "async", loading: "lazy" })
-      : h("span", { class: "faint" }, "no picture");
+    const image = (src, alt) => h("img", { src, alt, width: entry.width, height: entry.height, "data-picture": place, decoding: "async", loading: "lazy" });
     return h("button", { type: "button", class: "shot", title: entry.id, onclick: () => enlarge(entry, note) },
-      h("span", { class: "frame" }, picture),
+      h("span", { class: entry.plain ? "frame two" : "frame" },
+        entry.plain ? image(entry.plain, `Image ${entry.id}`) : null,
+        entry.overlay ? image(entry.overlay, alternative) : h("span", { class: "faint" }, "no picture")),
       h("span", { class: "caption" }, bdi(note || entry.id)));
+  }
+  /** The colours of the heatmaps among pictures. */
+  function legend(pictures) {
+    const entries = pictures.map(([place]) => data.pictures[place]);
+    if (!entries.some((entry) => entry.kind === "overlay" || entry.kind === "heatmap")) return null;
+    const pairs = entries.some((entry) => entry.plain);
+    return h("p", { class: "key" }, pairs ? h("span", { class: "of" }, "Each picture, and beside it the heatmap over it:") : h("span", { class: "of" }, "Heatmap:"),
+      data.signed ? h("span", { class: "scale" }, "against ", bar("diverging", "Colours from evidence against the class, blue, to evidence for it, orange"), " for the class") : scale());
+  }
+  const scale = () => h("span", { class: "scale" }, "little ", bar("sequential", "Colours from little evidence, dark, to much, light"), " much evidence");
+  function bar(kind, label) {
+    const canvas = h("canvas", { role: "img", "aria-label": label });
+    paintBar(canvas, kind);
+    return canvas;
+  }
+  function paintBar(canvas, kind) {
+    const steps = colours[kind].length / 3;
+    paint(canvas, 1, steps, Uint8Array.from({ length: steps }, (_, i) => i + (kind === "diverging")), 0, 1, kind === "diverging");
   }
   function montage(box, pictures, left) {
     const first = pictures.slice(0, SHOTS), rest = pictures.slice(SHOTS);
-    box.replaceChildren(...first.map(shot));
+    box.replaceChildren(...[legend(pictures)].filter(Boolean), ...first.map(shot));
     if (rest.length) {
       box.append(h("button", { type: "button", class: "more", onclick: (event) => {
         const added = rest.map(shot);
@@ -213,15 +229,11 @@
     for (const canvas of document.querySelectorAll("canvas[data-finding-map]")) {
       const [number, place] = canvas.dataset.findingMap.split(",").map(Number);
       const map = data.findings[number - 1].maps[place];
-      paint(canvas, map.rows, map.columns, bytes(map.cells), 0, 1, map.signed);
+      paint(canvas, map.rows, map.columns, bytes(map.cells), 0, 1, map.signed, map.zone ? 1 : FINE);
     }
     document.querySelectorAll("[data-montage]").forEach(fill);
     if (!list) return;
     for (const id of ["finding-search", "finding-kind", "finding-sort"]) $(id).addEventListener("input", showFindings);
-    $("plain").addEventListener("change", showPlain);
-  }
-  function showPlain() {
-    for (const image of document.querySelectorAll("img[data-picture]")) image.src = source(data.pictures[image.dataset.picture]);
   }
   function step(by) {
     const visible = Array.from(list ? list.children : []).filter((item) => !item.hidden).map((item) => item.firstElementChild);
@@ -289,10 +301,17 @@
       const peak = classes.maps.scale[place];
       return h("a", { class: "tile", href: `#class-${ids[place]}`, title: `${names[place]} (class ${ids[place]})` },
         peak > 0 ? mapOf(classes.maps, place, `Mean map of ${names[place]}`, state.scale === "shared" ? most : 0)
-          : h("span", { class: "few" }, `${plural(classes.n[place], "map")}: too few`),
+          : few(place),
         h("span", { class: "name" }, bdi(names[place])),
-        h("span", { class: "what" }, h("span", { title: plural(classes.n[place], "map") }, `n ${whole(classes.n[place])}`), h("span", { title: by.label }, `${short[by.key] || by.label.toLowerCase()} ${by.text(place)}`)));
+        h("span", { class: "what" }, h("span", { title: plural(classes.n[place], "map") }, `n ${whole(classes.n[place])}`), peak > 0 ? h("span", { title: by.label }, `${short[by.key] || by.label.toLowerCase()} ${by.text(place)}`)
+          : h("span", { title: `Fewer than ${data.intervalFrom} maps give no estimate` }, "too few")));
     }));
+  }
+  /** What stands for the mean map of a class of few maps: its first picture. */
+  function few(place) {
+    const [first] = data.exemplars[String(ids[place])] || [], entry = first && data.pictures[first[0]];
+    if (!entry || !entry.overlay) return h("span", { class: "few" }, "no picture");
+    return h("span", { class: "few" }, h("img", { src: entry.overlay, alt: `${what[entry.kind]} ${entry.id}`, width: entry.width, height: entry.height, loading: "lazy", decoding: "async" }));
   }
   const short = { border_enrichment: "border", corner_enrichment: "corner", effective_area: "area", enrichment: "enrich.", centre_y: "from top", centre_x: "from left", energy: "energy", rank_accuracy: "rank", probability: "prob." };
 
@@ -328,7 +347,6 @@
         showClasses();
       });
     }
-    paint($("legend"), 1, 256, Uint8Array.from({ length: 256 }, (_, i) => i), 0, 1, false);
     const left = data.leftOut.classes;
     $("class-left-out").textContent = left ? `${plural(left, "smaller class is", "smaller classes are")} left out of this page, and ${left === 1 ? "stands" : "stand"} in groups.parquet.` : "";
     showClasses();
@@ -502,7 +520,8 @@
         h("div", { class: "class-head" },
           peak > 0 ? h("div", { class: "class-maps" },
             figure(mapOf(classes.maps, place, `Mean map of ${names[place]}`), "Mean map", `peak ${format(peak)} times uniform`),
-            figure(mapOf(classes.deviations, place, `Deviation of the maps of ${names[place]}`), "Deviation", `between maps, up to ${format(classes.deviations.scale[place])}`))
+            figure(mapOf(classes.deviations, place, `Deviation of the maps of ${names[place]}`), "Deviation", `between maps, up to ${format(classes.deviations.scale[place])}`),
+            h("p", { class: "key" }, scale()))
             : h("p", { class: "faint" }, `${plural(classes.n[place], "map")}: fewer than ${data.intervalFrom} give no estimate.`),
           measureTable(place)),
         about.length ? h("section", { "aria-labelledby": "class-findings" }, h("h2", { id: "class-findings" }, "Findings"),
@@ -598,7 +617,7 @@
 
   // Colours and keys.
 
-  const themes = ["auto", "light", "dark"], themeWords = { auto: "as the system", light: "light", dark: "dark" };
+  const themes = ["auto", "light", "dark"], themeWords = { auto: "as the system", light: "on light", dark: "on dark" };
   // Some browsers refuse storage to pages from disk; the choice then lasts as long as the page.
   const remembered = () => { try { return localStorage.getItem("camlake-theme"); } catch { return null; } };
   const remember = (name) => { try { localStorage.setItem("camlake-theme", name); } catch { /* nothing to do */ } };
@@ -607,8 +626,9 @@
     theme = themes.includes(name) ? name : "auto";
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
-    $("theme").textContent = theme[0].toUpperCase() + theme.slice(1);
-    $("theme").setAttribute("aria-label", `Colours: ${themeWords[theme]}`);
+    const word = theme[0].toUpperCase() + theme.slice(1);
+    $("theme").textContent = word;
+    $("theme").setAttribute("aria-label", `${word}: colours ${themeWords[theme]}`);
   }
   const nextTheme = () => { setTheme(themes[(themes.indexOf(theme) + 1) % themes.length]); remember(theme); };
 
@@ -626,7 +646,6 @@
         "?": () => $("help").showModal(),
         j: () => (inClass ? follow("class-next") : step(1)),
         k: () => (inClass ? follow("class-previous") : step(-1)),
-        m: () => { if ($("plain")) { $("plain").checked = !$("plain").checked; showPlain(); } },
         t: nextTheme,
         Escape: () => { if (inClass) location.hash = "#classes"; },
       }[event.key];
@@ -638,6 +657,9 @@
     paint($("overall-map"), data.grid, data.grid, total.maps.cells, 0, 1, false);
     $("overall-peak").textContent = `The brightest place holds ${format(total.maps.scale[0])} times a uniform share.`;
   }
+  document.querySelectorAll("canvas[data-bar]").forEach((canvas) => paintBar(canvas, canvas.dataset.bar));
+  // What was not scrolled to yet is printed, too.
+  addEventListener("beforeprint", () => document.querySelectorAll("img[loading]").forEach((image) => { image.loading = "eager"; }));
   startKeys();
   startFindings();
   startClasses();

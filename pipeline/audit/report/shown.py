@@ -14,7 +14,7 @@ from pipeline.audit.report.figures import bar, domains, effect_name, effect_text
 from pipeline.audit.report.limits import Limits
 from pipeline.audit.report.montage import Key, key_of
 from pipeline.audit.report.pack import clean, packed_map
-from pipeline.audit.report.words import band, kind_label, measure_label, spaced
+from pipeline.audit.report.words import band, detail_label, kind_label, measure_label, moved, spaced
 from schemas.audit import GRID, Finding
 
 Floats = npt.NDArray[np.float64]
@@ -23,6 +23,8 @@ _MOST_DETAILS = 12
 #: Kinds that are about files, not about where the model looks.
 _NOT_OF_MAPS = frozenset({"image_property", "duplicates"})
 _CAPTIONS = {"zone": "The place"}
+#: Details that the page tells elsewhere, or that are for programs.
+_TOLD = frozenset({"statement", "where", "causal_scale", "causal_unused"})
 
 
 def shown_findings(
@@ -62,6 +64,7 @@ def _shown(
         "severity": round(finding.severity),
         "title": clean(finding.title, 2 * limits.name),
         "sentence": clean(finding.sentence, limits.sentence),
+        "statement": clean(str(finding.details.get("statement") or finding.sentence), limits.sentence),
         "remedy": clean(finding.remedy, limits.sentence),
         "target_class": target,
         "target_name": None
@@ -80,6 +83,9 @@ def _shown(
         "reference_n": finding.reference_n,
         "causal": finding.causal,
         "causal_verdict": _verdict(finding),
+        "causal_moved": None
+        if finding.causal is None
+        else (moved(finding.causal.change), moved(finding.causal.control)),
         "causal_scale": clean(str(finding.details.get("causal_scale", "probability")), limits.name),
         "pictures": pictures,
         "images": len(finding.images),
@@ -99,6 +105,8 @@ def _details(finding: Finding, limits: Limits) -> list[tuple[str, str]]:
     """The scalars among the details, in words."""
     found = []
     for name, value in finding.details.items():
+        if name in _TOLD or (name == "place" and "where" in finding.details):
+            continue
         if isinstance(value, bool):
             text = "yes" if value else "no"
         elif isinstance(value, int):
@@ -109,20 +117,24 @@ def _details(finding: Finding, limits: Limits) -> list[tuple[str, str]]:
             text = value
         else:
             continue
-        found.append((clean(spaced(str(name)), limits.name), clean(text, 2 * limits.name)))
+        found.append((clean(detail_label(str(name)), limits.name), clean(text, 2 * limits.name)))
     return found[:_MOST_DETAILS]
 
 
 def _maps(evidence: Evidence, finding: Finding) -> list[dict[str, Any]]:
     """Maps that explain a finding: those among its details, the class's, and of a group its difference to the rest."""
-    found = []
+    found: list[dict[str, Any]] = []
+
+    def add(caption: str, values: Floats, *, signed: bool = False, zone: bool = False) -> None:
+        most = float(np.abs(np.nan_to_num(values)).max(initial=0))
+        scaled = "" if zone else f"±{most:.2f}" if signed else f"up to {most:.2f} times uniform"
+        packed = packed_map(values, signed)
+        found.append({"caption": caption, "signed": signed, "zone": zone, "scaled": scaled, **packed})
+
     for name, value in finding.details.items():
         values = as_map(value)
         if values is not None:
-            signed = bool((values < 0).any())
-            found.append(
-                {"caption": _CAPTIONS.get(name, spaced(str(name))), "signed": signed, **packed_map(values, signed)}
-            )
+            add(_CAPTIONS.get(name, spaced(str(name))), values, signed=bool((values < 0).any()), zone=name == "zone")
     if finding.target_class is None or finding.kind in _NOT_OF_MAPS:
         return found
     whole = evidence.cell(finding.target_class)
@@ -133,11 +145,11 @@ def _maps(evidence: Evidence, finding: Finding) -> list[dict[str, Any]]:
         if part is not None and part.maps and whole.maps > part.maps:
             mine = part.mean_map()
             rest = (whole.mean_map() * whole.maps - mine * part.maps) / (whole.maps - part.maps)
-            found.append({"caption": "This group", "signed": False, **packed_map(mine, False)})
-            found.append({"caption": "The others", "signed": False, **packed_map(rest, False)})
-            found.append({"caption": "Difference", "signed": True, **packed_map(mine - rest, True)})
+            add("This group", mine)
+            add("The others", rest)
+            add("Difference", mine - rest, signed=True)
             return found
-    found.append({"caption": "Mean map of the class", "signed": False, **packed_map(whole.mean_map(), False)})
+    add("Mean map of the class", whole.mean_map())
     return found
 
 

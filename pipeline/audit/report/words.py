@@ -36,6 +36,44 @@ _KINDS = {
 }
 
 
+#: Numbers of a finding beside its effect, in words; others are told by their names.
+_DETAILS = {
+    "level": "A map looks there from this share of its evidence on",
+    "share": "Share",
+    "share_low": "Share, lower end of the 95% interval",
+    "share_high": "Share, upper end of the 95% interval",
+    "other_share": "Share among the others",
+    "uniform_share": "Share of a map without preference",
+    "tested": "Images tested, of the half that was not searched",
+    "tested_others": "Others tested",
+    "tests": "Tests of this kind",
+    "class_ratio": "Ratio, the whole class against other classes",
+    "class_share": "Share, the whole class",
+    "d": "Standardised difference (d)",
+    "own": "Mean of the group",
+    "other": "Mean of the others",
+    "elsewhere": "Share of the evidence that lies elsewhere",
+    "place": "Where they differ most",
+    "place_own": "Evidence there, the group",
+    "place_other": "Evidence there, the others",
+    "expected": "Expected on objects of this size",
+    "share_of_usual_gain": "Part of the usual gain over a uniform map",
+    "energy": "Energy in the object",
+    "area": "Area of the object",
+    "pointing": "Pointing game",
+    "pointing_low": "Pointing game, lower end of the 95% interval",
+    "pointing_high": "Pointing game, upper end of the 95% interval",
+    "pointing_n": "Pointing game, maps",
+    "off_object": "Images whose attention lies off the object",
+    "other_classes": "Share among other classes",
+    "sampled": "Images of the sample",
+    "confident": "Confident from a probability of",
+    "threshold": "Deviations from which a map is unusual",
+    "times": "Times as large",
+    "causal_equal_evidence": "Change with another area of equal evidence painted over",
+}
+
+
 class Band(NamedTuple):
     """A range of severities: its key in the style sheet, its name, and the severity from which it counts."""
 
@@ -62,6 +100,18 @@ def measure_label(name: str) -> str:
 def kind_label(name: str) -> str:
     """Return what a kind of finding is called."""
     return _KINDS.get(name, spaced(name))
+
+
+def detail_label(name: str) -> str:
+    """Return what a number of a finding's details is called."""
+    return _DETAILS.get(name, spaced(name))
+
+
+def moved(change: float) -> str:
+    """Return a change in words: "falls by 0.34", "rises by 0.02", "hardly changes"."""
+    if abs(change) < 0.005:
+        return "hardly changes"
+    return f"{'rises' if change > 0 else 'falls'} by {abs(change):.2f}"
 
 
 def band(severity: float) -> Band:

@@ -87,7 +87,7 @@ def test_what_is_used_is_told_from_what_only_lights_up(evidence: Evidence) -> No
     assert unused.causal.high > 0
     assert used.severity == pytest.approx(75.0)
     assert unused.severity == pytest.approx(18.0)
-    assert used.sentence.startswith("There is a mark. The model uses it: painted over in 16 images, the probability")
+    assert used.sentence.startswith("There is a mark. The model uses it: with it painted over in 16 images, the")
     assert "It is present, but the model does not use it" in unused.sentence
 
 
@@ -122,7 +122,7 @@ def test_sure_predictions_are_compared_by_log_odds(tmp_path: Path) -> None:
     assert used.details["causal_scale"] == unused.details["causal_scale"] == "log-odds"
     assert used.causal.change < -5
     assert (used.causal.used, unused.causal.used) == (True, False)
-    assert "the log-odds of 'green' changes by -" in used.sentence
+    assert "the log-odds of 'green' falls by " in used.sentence
 
 
 def test_without_the_model_findings_stay(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,23 @@ def test_layers_of_other_names_are_compared_and_told(lakes: tuple[str, str]) -> 
     assert [each.layer for each in make_pair((open_lake(lakes[0]), b), SETTINGS, layer_b="stem").series][1] == "stem"
 
 
+def test_images_that_are_prepared_otherwise_are_told_whoever_decided_it(lakes: tuple[str, str]) -> None:
+    def prepared(uri: str, **changes: Any) -> Lake:
+        lake = open_lake(uri)
+        model = lake.manifest.model.model_copy(update={"preprocess": {"resize": 48} | changes})
+        lake.manifest = lake.manifest.model_copy(update={"model": model})
+        return lake
+
+    def told(**changes: Any) -> bool:
+        pair = make_pair(
+            (prepared(lakes[0], sources={"resize": "the job file"}), prepared(lakes[1], **changes)), SETTINGS
+        )
+        return any("otherwise prepared" in note for note in pair.notes)
+
+    assert not told(sources={"resize": "a preset of other weights"})
+    assert told(resize=50)
+
+
 def test_other_kinds_of_targets_are_refused(lakes: tuple[str, str]) -> None:
     b = open_lake(lakes[1])
     job = b.manifest.job | {"model": b.manifest.job["model"] | {"activation": "sigmoid"}}

@@ -24,6 +24,7 @@ from pipeline.audit.compare_tables import (
     parquet,
 )
 from pipeline.audit.compare_words import sentence
+from pipeline.audit.report.words import measure_label
 from schemas.audit import GRID, MEASURES, Settings
 
 if TYPE_CHECKING:
@@ -155,6 +156,31 @@ def test_a_page_without_drift_or_rows_says_so() -> None:
     page = compare_page(manifest(()), *tables(classes=0)).decode()
     assert "No drift above the thresholds in 4 tested classes." in page and "No class drifted above" in page
     assert "No class has 10 maps in both lakes." in page and "<table" not in page
+
+
+def test_all_classes_together_come_first() -> None:
+    table, priors = tables()
+    rows = table.to_pylist()
+    whole = [row | {"class_a": None, "class_b": None, "name": None} for row in rows[: len(MEASURES)]]
+    for place, row in enumerate(whole):
+        row |= {"difference": 0.1, "d": 0.1 + place / 100, "low": -0.01 if place == 3 else 0.05, "high": 0.15}
+    table = pa.Table.from_pylist(whole + rows, table.schema)
+    maps = np.random.default_rng(1).gamma(2, 0.5, (2, GRID * GRID))
+    page = compare_page(manifest((drifted(),)), table, priors, maps).decode()
+    summary = page[page.index('id="summary"') : page.index('id="drifts"')]
+    assert "All compared classes together" in summary and summary.count("data:image/png;base64,") == 3
+    told = re.findall(r'<tr><th scope="row">([^<]+)</th>', summary)
+    labels = [measure_label(each.name) for each in MEASURES]
+    # The largest standardised differences, but for the one whose interval holds 0.
+    assert told == labels[:-7:-1] and labels[3] not in told
+    assert "+0.1 (+0.05 to +0.15)" in summary
+
+
+def test_where_nothing_was_tested_the_page_does_not_look_well() -> None:
+    nothing = manifest(()).model_copy(update={"tested": 0, "tests": 0})
+    page = compare_page(nothing, *tables(few=True)).decode()
+    assert "Nothing could be tested: no class has 100 maps in both lakes." in page
+    assert 'class="verdict band-minor"' in page
 
 
 def test_maps_are_pictures_of_a_pixel_per_cell() -> None:

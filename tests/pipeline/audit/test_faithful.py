@@ -100,7 +100,7 @@ def test_numbers_are_those_of_the_lakes_maps(made: Path, monkeypatch: pytest.Mon
     chosen = spread(evidence.sample, 1, SETTINGS.seed).to_pylist()[0]
     image_id, target = chosen["image_id"], chosen["target_class"]
     model = load_model(evidence.lake)
-    image = model.picture(evidence.lake, image_id, chosen["unit_id"])
+    image = model.picture(evidence.originals, evidence.lake.image(image_id, chosen["unit_id"]))
     rows = rows_of(table)
 
     def score(images: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from pipeline.audit.objects import Objects, open_objects
 from pipeline.audit.state import State
 from pipeline.audit.unit import add_unit
 from pipeline.lake import Lake
-from pipeline.sources.base import Sample
+from pipeline.lake.originals import Originals
 from schemas.audit import MEASURES, Settings
 from schemas.errors import LakeError
 from tests.pipeline.audit.exports.pictured import make_pictured, number_of, picture
@@ -32,7 +32,7 @@ def reading(lake: Lake, settings: Settings | None = None, objects: Objects | Non
     frame = make_frame(lake, settings or Settings())
     names = [measure.name for measure in MEASURES if objects is not None or not measure.regional]
     about = About("name", lake.store.uri, lake.manifest, frame, names)
-    return Reading(lake, about, objects or Objects(), {})
+    return Reading(lake, about, objects or Objects(), {}, Originals(lake))
 
 
 def all_of(lake: Lake, found: Reading, most: int = 1000) -> list[Item]:
@@ -163,32 +163,20 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     assert all_of(lake, found) == [] and "has its file changed" in found.reason
 
 
-def test_packed_images_come_from_one_reading_of_their_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(row: dict[str, Any]) -> bytes:
-        return picture(int(row["image_id"][-5:]))
+def test_images_that_cannot_be_had_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = make_pictured(tmp_path, units=2, images=20, failed=False)
+    original = Originals.stream
 
-    lake = make_pictured(tmp_path, draw=draw, units=2, images=20, failed=False)
-    original = type(lake).unit_images
-    table = {unit: original(lake, unit) for unit in lake.commits}
-    read: list[str] = []
+    def some(self: Originals, rows: Any) -> Iterator[Any]:
+        for place, (row, data) in enumerate(original(self, rows)):
+            yield row, data if place < 18 else LakeError("not there any more")
 
-    def unplaced(self: Lake, unit: str) -> Any:
-        place = table[unit].column_names.index("byte_offset")
-        return table[unit].set_column(place, "byte_offset", pc.if_else(False, table[unit]["byte_offset"], None))
-
-    class Packed:
-        def read(self, unit: Any) -> Iterator[Sample]:
-            read.append(unit.unit_id)
-            for row in table[unit.unit_id].slice(0, 18).to_pylist():
-                yield Sample(row["image_id"], row["uri"], picture(int(row["image_id"][-5:])))
-
-    monkeypatch.setattr(type(lake), "unit_images", unplaced)
-    monkeypatch.setattr("pipeline.lake.pictures.open_source", lambda config: Packed())
+    monkeypatch.setattr(Originals, "stream", some)
     found = reading(lake)
     items = all_of(lake, found)
-    assert read == sorted(lake.commits) and len(items) == 36
+    assert len(items) == 36
     assert all(number_of(item) == int(item.image["image_id"][-5:]) for item in items)
-    assert found.missing == 4 and "does not hold it any more" in found.reason
+    assert found.missing == 4 and "not there any more" in found.reason
 
 
 def test_tags_are_kinds_and_flags_once(pictured: Lake) -> None:

@@ -39,7 +39,7 @@ def test_names_are_text(hostile: Example, open_page: Open, tmp_path: Path) -> No
     page.select_option("#group-class", index=1)
     for number in range(len(NAMES)):
         page.evaluate(f"location.hash = '#class-{number}'")
-        page.wait_for_function(f"document.title.includes({json.dumps(NAMES[number][:8])})")
+        page.wait_for_function(f"() => document.title.includes({json.dumps(NAMES[number][:8])})")
         assert page.inner_text("#class-title") == NAMES[number].replace("\x00", "\ufffd").replace("\x07", "\ufffd")
     page.evaluate("location.hash = '#findings'")
     page.locator("#finding-1").scroll_into_view_if_needed()

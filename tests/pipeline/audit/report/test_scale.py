@@ -92,6 +92,6 @@ def test_it_is_quick(large: Path, open_page: Open) -> None:
     page.click("#class-pager button >> nth=1")
     assert "page 2 of 20" in page.inner_text("#class-pager")
     page.evaluate("location.hash = '#class-777'")
-    page.wait_for_function("document.title.startsWith('class with a name, 777')")
+    page.wait_for_function("() => document.title.startsWith('class with a name, 777')")
     assert page.locator("#class-view .forest").count() == 2
     assert page.locator("#class-view .maps-row canvas").count() == 20
