@@ -16,7 +16,8 @@ from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
 from pipeline.audit.expressions import Expression, parse
 from pipeline.audit.faithful_table import faithfulness_lines
 from pipeline.audit.gather import Interrupted
-from pipeline.audit.outputs import FAITHFULNESS_TABLE, REPORT
+from pipeline.audit.localisation_table import localisation_lines
+from pipeline.audit.outputs import FAITHFULNESS_TABLE, LOCALISATION_TABLE, REPORT
 from pipeline.audit.run import AuditResult, run_audit
 from pipeline.lake import LakeStore
 from pipeline.lake.documents import read_manifest
@@ -209,10 +210,14 @@ def print_summary(result: AuditResult) -> None:
         print(f"{place:>9} {finding.sentence}")
     if len(findings) > _SHOWN:
         print(f"          and {len(findings) - _SHOWN} more")
-    for line in [] if result.faithfulness is None else faithfulness_lines(result.faithfulness):
+    tables = result.tables
+    for line in [] if tables.localisation is None else localisation_lines(tables.localisation):
+        print(f"located   {line}")
+    for line in [] if tables.faithfulness is None else faithfulness_lines(tables.faithfulness):
         print(f"faithful  {line}")
     print(f"report    {result.output}/{REPORT}")
-    more = "" if result.faithfulness is None else f", {FAITHFULNESS_TABLE}"
+    more = "" if tables.localisation is None else f", {LOCALISATION_TABLE}"
+    more += "" if tables.faithfulness is None else f", {FAITHFULNESS_TABLE}"
     print(f"tables    {result.output}: groups.parquet, findings.parquet, findings.json, maps.zarr{more}", flush=True)
 
 

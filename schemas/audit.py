@@ -175,6 +175,7 @@ class AuditManifest(BaseModel):
     classes: int
     findings: int
     regions: str | None = Field(None, description="Where the objects' places came from.")
+    localisation: int = Field(0, description="Maps that were compared with objects as detectors are; 0: none known.")
     faithfulness: int = Field(0, description="Images on which methods were measured with the model; 0: not asked for.")
     versions: dict[str, str]
 
@@ -267,5 +268,29 @@ FAITHFULNESS = pa.schema(
         pa.field("to_random", pa.float64()),
         pa.field("to_random_low", pa.float64()),
         pa.field("to_random_high", pa.float64()),
+    ]
+)
+
+#: One row per method and layer, and one of a centred Gaussian in place of each map (``centre_gaussian``), see
+#: :mod:`pipeline.audit.localisation_table`. ``maps`` are those whose objects are known, of a sample of images;
+#: ``pointing`` is the mean over ``classes``, all else over maps. Shares are in [0, 1].
+LOCALISATION = pa.schema(
+    [
+        pa.field("method", pa.string(), False),
+        pa.field("layer", pa.string(), False),
+        pa.field("maps", pa.int64(), False),
+        pa.field("classes", pa.int64(), False),
+        pa.field("pointing", pa.float64()),
+        pa.field("energy", pa.float64()),
+        pa.field("area", pa.float64()),
+        pa.field("enrichment", pa.float64()),
+        pa.field("rank_accuracy", pa.float64()),
+        pa.field("skill", pa.float64()),
+        pa.field("max_box_acc", pa.float64()),
+        pa.field("max_box_acc_v2", pa.float64()),
+        pa.field("max_box_acc_v2_30", pa.float64()),
+        pa.field("max_box_acc_v2_50", pa.float64()),
+        pa.field("max_box_acc_v2_70", pa.float64()),
+        pa.field("px_ap", pa.float64()),
     ]
 )

@@ -21,9 +21,12 @@ MANIFEST = "audit.json"
 GROUPS_TABLE = "groups.parquet"
 FINDINGS_TABLE = "findings.parquet"
 FINDINGS_LIST = "findings.json"
+LOCALISATION_TABLE = "localisation.parquet"
 FAITHFULNESS_TABLE = "faithfulness.parquet"
 REPORT = "report.html"
-_OURS = (MANIFEST, GROUPS_TABLE, FINDINGS_TABLE, FINDINGS_LIST, FAITHFULNESS_TABLE, REPORT)
+#: Tables that only some calls write.
+_SOMETIMES = (LOCALISATION_TABLE, FAITHFULNESS_TABLE)
+_OURS = (MANIFEST, GROUPS_TABLE, FINDINGS_TABLE, FINDINGS_LIST, *_SOMETIMES, REPORT)
 
 
 def is_ours(path: str) -> bool:
@@ -81,7 +84,7 @@ def write(store: LakeStore, objects: Mapping[str, bytes], manifest: AuditManifes
     """
     store.delete(MANIFEST)
     stale = [entry.path for entry in store.list(FOLDER) if entry.path not in objects]
-    stale += [path for path in (FAITHFULNESS_TABLE,) if path not in objects]  # which only some calls write
+    stale += [path for path in _SOMETIMES if path not in objects]
     for _ in ahead(store.delete, stale):
         pass
     for _ in ahead(lambda path: store.put(path, objects[path]), sorted(objects)):

@@ -17,6 +17,7 @@ from pipeline.audit.findings.base import Evidence
 from pipeline.audit.frame import Frame, make_frame
 from pipeline.audit.gather import gather_here, gather_on_ray, interruptible
 from pipeline.audit.groups import groups_table
+from pipeline.audit.localisation_table import kept_localisation
 from pipeline.audit.maps_zarr import maps_objects
 from pipeline.audit.objects import Objects, open_objects
 from pipeline.audit.outputs import (
@@ -24,6 +25,7 @@ from pipeline.audit.outputs import (
     FINDINGS_LIST,
     FINDINGS_TABLE,
     GROUPS_TABLE,
+    LOCALISATION_TABLE,
     MANIFEST,
     REPORT,
     findings_json,
@@ -35,7 +37,7 @@ from pipeline.audit.outputs import (
 )
 from pipeline.audit.parts_files import Chunk, Work, chunks, commits_digest, merged, storage_of, there
 from pipeline.audit.progress import Progression
-from pipeline.audit.report import write_report
+from pipeline.audit.report import Tables, write_report
 from pipeline.engine.run import versions
 from pipeline.lake import Lake, LakeStore, open_lake
 from schemas.audit import GRID, AuditManifest, Finding, Settings
@@ -55,7 +57,7 @@ class AuditResult:
     manifest: AuditManifest
     groups: pa.Table
     findings: list[Finding]
-    faithfulness: pa.Table | None = None
+    tables: Tables
 
 
 def default_output(lake: LakeStore) -> str:
@@ -130,8 +132,11 @@ def run_audit(
         _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
         state = merged(store, frame, found)
         evidence = Evidence(frame, state, lake, state.sample.table, source_options or {})
-        measured = _faithfulness(evidence, store, faithfulness, say, stream)
-        return _finish(evidence, store, objects, causal, measured, say)
+        tables = Tables(
+            _localisation(evidence, store, objects, found, stream),
+            _faithfulness(evidence, store, faithfulness, say, stream),
+        )
+        return _finish(evidence, store, objects, causal, tables, say)
 
 
 def _output(lake: LakeStore, output: str | None, options: Mapping[str, Any] | None) -> LakeStore:
@@ -158,7 +163,7 @@ def _judgeable(expressions: Sequence[Expression], located: bool) -> None:
 
 
 def _finish(
-    evidence: Evidence, store: LakeStore, objects: Objects, causal: int, faithfulness: pa.Table | None, say: Say
+    evidence: Evidence, store: LakeStore, objects: Objects, causal: int, tables: Tables, say: Say
 ) -> AuditResult:
     """Make the findings and write all that is made of the parts."""
     if not evidence.classes:
@@ -167,7 +172,7 @@ def _finish(
             "give other --targets, --method or --layer"
         )
     findings = _findings(evidence, causal, say)
-    manifest = _manifest(evidence, objects.about, findings, faithfulness)
+    manifest = _manifest(evidence, objects.about, findings, tables)
     groups = groups_table(evidence.state.maps, evidence.frame)
     written = {
         GROUPS_TABLE: parquet(groups, manifest),
@@ -175,11 +180,12 @@ def _finish(
         FINDINGS_LIST: findings_json(findings),
         **maps_objects(evidence, _parts(evidence)),
     }
-    if faithfulness is not None:
-        written[FAITHFULNESS_TABLE] = parquet(faithfulness, manifest)
-    written[REPORT] = write_report(evidence, findings, groups, manifest)
+    for path, table in ((LOCALISATION_TABLE, tables.localisation), (FAITHFULNESS_TABLE, tables.faithfulness)):
+        if table is not None:
+            written[path] = parquet(table, manifest)
+    written[REPORT] = write_report(evidence, findings, groups, manifest, tables)
     write(store, written, manifest)
-    return AuditResult(store.uri, manifest, groups, findings, faithfulness)
+    return AuditResult(store.uri, manifest, groups, findings, tables)
 
 
 def _series(frame: Frame) -> str:
@@ -229,6 +235,15 @@ def _findings(evidence: Evidence, causal: int, say: Say) -> list[Finding]:
     return ranked(findings)
 
 
+def _localisation(
+    evidence: Evidence, store: LakeStore, objects: Objects, found: Sequence[Chunk], stream: TextIO | None
+) -> pa.Table | None:
+    """Return how well the methods find objects, where objects are known of some map."""
+    if objects.source is None or not evidence.state.counts["regions"]:
+        return None
+    return kept_localisation(evidence.lake, evidence.frame, objects.source, store, found, stream)
+
+
 def _faithfulness(
     evidence: Evidence, store: LakeStore, images: int, say: Say, stream: TextIO | None
 ) -> pa.Table | None:
@@ -250,9 +265,7 @@ def _parts(evidence: Evidence) -> npt.NDArray[np.float64]:
     return find_parts(evidence.sample, settings.parts, settings.seed).maps
 
 
-def _manifest(
-    evidence: Evidence, regions: str | None, findings: Sequence[Finding], faithfulness: pa.Table | None
-) -> AuditManifest:
+def _manifest(evidence: Evidence, regions: str | None, findings: Sequence[Finding], tables: Tables) -> AuditManifest:
     lake, frame, counts = evidence.lake, evidence.frame, evidence.state.counts
     series = frame.series[frame.primary]
     return AuditManifest(
@@ -271,7 +284,8 @@ def _manifest(
         classes=len(evidence.classes),
         findings=len(findings),
         regions=regions,
-        faithfulness=0 if faithfulness is None else max(faithfulness["n"].to_pylist()),
+        localisation=0 if tables.localisation is None else max(tables.localisation["maps"].to_pylist()),
+        faithfulness=0 if tables.faithfulness is None else max(tables.faithfulness["n"].to_pylist()),
         versions=versions() | _versions(),
     )
 

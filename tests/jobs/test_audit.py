@@ -33,7 +33,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the kind of finding of the tests: the others have tests of their own."""
+    """Only the kind of finding of the tests, and few images as for detectors: these have tests of their own."""
+    monkeypatch.setattr("pipeline.audit.localisation_table.IMAGES", 20)
     for name in list(FINDINGS):
         monkeypatch.delitem(FINDINGS, name)
     monkeypatch.setitem(FINDINGS, "degenerate", "tests.pipeline.audit.kinds")
@@ -80,6 +81,9 @@ def test_options_are_settings(lake: str, tmp_path: Path, camlake: Run) -> None:
     result = camlake("audit", lake, "--output", output, "--workers", "0", "--causal", "0", *arguments)
     assert result.exit_code == 0, result.output
     assert "boxes in the column 'boxes'" in result.stdout
+    assert re.search(r"located +best by MaxBoxAccV2 over \d+ maps: \w+_cam at layer4, \d", result.stdout)
+    assert "maps.zarr, localisation.parquet" in result.stdout
+    assert "How well the maps find objects" in (output / "report.html").read_text()
     settings = json.loads((output / "audit.json").read_text())["settings"]
     assert {name: settings[name] for name in options} == options
     assert settings["groups"] == [] and settings["masks"] is None

@@ -114,7 +114,8 @@ class Duplicates(FindingKind):
             kind=self.name,
             title="Images that occur more than once",
             sentence=(
-                f"{share:.2%} of the images are further copies of others, byte for byte ({surplus:,} {'copy' if surplus == 1 else 'copies'} of "
+                f"{share:.2%} of the images are further copies of others, byte for byte "
+                f"({surplus:,} {'copy' if surplus == 1 else 'copies'} of "
                 f"{plural(again, 'picture')} among {plural(kept, 'image')}{_kept(evidence)}): they count more than "
                 "once, and where copies are in training and test data the test is too easy."
             ),

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.audit.findings.base import Evidence
+from pipeline.audit.report.tables import NO_TABLES, Tables
 from schemas.audit import AuditManifest, Finding
 from schemas.errors import InputError
 
@@ -18,6 +19,7 @@ def write_report(
     findings: Sequence[Finding],
     groups: pa.Table,
     manifest: AuditManifest,
+    tables: Tables = NO_TABLES,
     *,
     fetch: Callable[[Mapping[str, Any]], bytes] | None = None,
 ) -> bytes:
@@ -28,6 +30,7 @@ def write_report(
         findings: in any order; they are ranked by severity.
         groups: rows of :data:`schemas.audit.GROUPS`.
         manifest: of the audit.
+        tables: how well methods find objects and mark what the model uses, where that was measured.
         fetch: returns the encoded bytes of an image, given its row of the images table. Default: the evidence's
             originals. An image that cannot be had is shown by its bare heatmap, with a note.
 
@@ -43,7 +46,7 @@ def write_report(
         raise InputError("the audit's report needs jinja2; install it: pip install 'camlake[audit]'")
     from pipeline.audit.report.page import make_page
 
-    return make_page(evidence, findings, groups, manifest, fetch)
+    return make_page(evidence, findings, groups, manifest, fetch, tables=tables)
 
 
-__all__ = ["write_report"]
+__all__ = ["Tables", "write_report"]

@@ -25,6 +25,7 @@ from pipeline.audit.report.pack import clean, packed_maps, quantised, script_jso
 from pipeline.audit.report.payload import agreement, payload, side_by_side
 from pipeline.audit.report.shown import shown_findings
 from pipeline.audit.report.sums import numbers_of
+from pipeline.audit.report.tables import NO_TABLES, Tables, method_tables
 from pipeline.audit.report.words import BANDS, band, counted, kind_label, measure_label
 from pipeline.lake.sheet import Fetch
 from schemas.audit import MEASURE_INDEX, MEASURES, AuditManifest, Finding, ImageRef
@@ -46,11 +47,13 @@ def make_page(
     manifest: AuditManifest,
     fetch: Fetch | None,
     limits: Limits | None = None,
+    *,
+    tables: Tables = NO_TABLES,
 ) -> bytes:
     """Return the page as UTF-8, at most :data:`~pipeline.audit.report.limits.PAGE_BYTES` long."""
     limits = limits or Limits()
     while True:
-        page = _Page(evidence, findings, groups, manifest, limits)
+        page = _Page(evidence, findings, groups, manifest, limits, tables)
         room = PAGE_BYTES - _MARGIN - len(page.render(Montage()))
         if room >= _PICTURES or limits.classes == 1:
             break
@@ -73,8 +76,10 @@ class _Page:
         groups: pa.Table,
         manifest: AuditManifest,
         limits: Limits,
+        tables: Tables,
     ) -> None:
         self.evidence, self.manifest, self.limits = evidence, manifest, limits
+        self.tables = method_tables(tables, limits)
         self.all = ranked(list(findings))
         self.findings = self.all[: limits.findings]
         self.about = [each.target_class for each in self.findings if each.target_class is not None]
@@ -186,6 +191,7 @@ class _Page:
             agreement=[
                 (clean(a, limits.name), clean(b, limits.name), value, n) for a, b, value, n in agreement(evidence)[:30]
             ],
+            method_tables=self.tables,
             made_with=[(clean(name, 60), clean(value, 60)) for name, value in sorted(manifest.versions.items())],
             picture_note=_picture_note(pictures),
         )

@@ -237,7 +237,7 @@ def test_an_audit_writes_the_table_where_it_is_asked_for(
     settings = SETTINGS.model_copy(update={"cluster": "status", "interval_from": 2})
     result = run_audit(lake, settings, str(output), say=lambda line: None, faithfulness=2)
     table = pq.read_table(output / "faithfulness.parquet")
-    assert result.faithfulness is not None and rows_of(table) == rows_of(result.faithfulness)
+    assert result.tables.faithfulness is not None and rows_of(table) == rows_of(result.tables.faithfulness)
     assert table.schema.remove_metadata().equals(FAITHFULNESS)
     manifest = AuditManifest.model_validate_json((output / "audit.json").read_text())
     assert manifest.faithfulness == 2
@@ -252,5 +252,5 @@ def test_an_audit_writes_the_table_where_it_is_asked_for(
     assert any(row["low"] < row["mean"] - 0.01 for row in alike.to_pylist() if row["n"] == 2)
     # What one call does not make, it does not leave from another either.
     without = run_audit(lake, settings, str(output), say=lambda line: None)
-    assert without.faithfulness is None and not (output / "faithfulness.parquet").exists()
+    assert without.tables.faithfulness is None and not (output / "faithfulness.parquet").exists()
     assert AuditManifest.model_validate_json((output / "audit.json").read_text()).faithfulness == 0

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 import pytest
 
 from pipeline.audit.components import LEVELS, boxes_of, components, overlap, scores
-from pipeline.audit.frame import make_frame
-from pipeline.audit.localisation import localise
-from pipeline.audit.regions import open_regions
 from pipeline.audit.regions.base import PIXELS, Mask, Region
-from pipeline.audit.wsol import BINS, DELTAS, LOCALISATION, Found, localisation_table, outlines
-from pipeline.lake import Lake, open_lake
-from pipeline.lake.reader import view_of
-from schemas.audit import Settings
+from pipeline.audit.wsol import BINS, DELTAS, Found, outlines
 from schemas.view import View
-from tests.pipeline.audit.lakes import make_lake
 
 cv2 = pytest.importorskip("cv2")
 metrics = pytest.importorskip("sklearn.metrics")
@@ -61,8 +52,16 @@ def found_of(maps: Any, masks: list[Mask], boxes: list[Floats], classes: list[in
     return found
 
 
-def test_components_are_opencv_s() -> None:
-    for score in scores(np.random.default_rng(0).random((3, 9, 9))):
+def plateaus(grid: tuple[int, int]) -> Floats:
+    """Maps with flat peaks, flat valleys and much that is zero."""
+    return np.maximum(np.random.default_rng(9).integers(-3, 4, (2, *grid)), 0).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "maps", [np.random.default_rng(0).random((2, 9, 9)), plateaus((7, 7)), plateaus((28, 28)), plateaus((1, 12))]
+)
+def test_components_are_opencv_s(maps: Floats) -> None:
+    for score in scores(maps):
         found = components(score)
         assert set(found.level.tolist()) == set(range(LEVELS))
         several = 0
@@ -166,70 +165,3 @@ def test_objects_outlines_are_their_boxes_in_the_view() -> None:
     mask = np.zeros((56, 66), np.bool_)
     mask[4:8, 10:12] = mask[40:, 60:] = True
     assert outlines(Region(mask=mask), view).tolist() == [[0, 16, 8, 32], [200, 160, 224, 224]]
-
-
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    path = tmp_path_factory.mktemp("lake") / "lake"
-    return open_lake(make_lake(path, units=3, images=8, boxes=True, methods=("grad_cam", "layer_cam"), accuracy=0.9))
-
-
-def table(lake: Lake, most: int = 1000, **settings: Any) -> list[dict[str, Any]]:
-    chosen = Settings.model_validate({"boxes": "boxes", **settings})
-    regions = open_regions(chosen, lake)
-    assert regions is not None
-    found = localisation_table(lake, make_frame(lake, chosen), regions, most)
-    assert found.schema == LOCALISATION
-    rows: list[dict[str, Any]] = found.to_pylist()
-    return rows
-
-
-def test_a_lake_s_table(lake: Lake) -> None:
-    regions = open_regions(Settings(boxes="boxes"), lake)
-    assert regions is not None
-    rows = table(lake)
-    assert [(row["method"], row["layer"]) for row in rows] == [
-        ("grad_cam", "layer4"),
-        ("layer_cam", "layer4"),
-        ("centre_gaussian", ""),
-    ]
-    for row in rows[:2]:
-        maps, masks, boxes, classes = [], [], [], []
-        for about, values in lake.heatmaps(pc.field("is_predicted"), method=row["method"]):
-            image = lake.image(about["image_id"])
-            region = regions.region(image, about["target_class"], about["target_name"])
-            assert region is not None
-            maps.append(values)
-            masks.append(region.in_view(view_of(image)))
-            boxes.append(outlines(region, view_of(image)))
-            classes.append(about["target_class"])
-        expected = found_of(np.stack(maps), masks, boxes, classes).row()
-        assert row["maps"] == len(maps) == 21
-        for name, value in expected.items():
-            assert row[name] == pytest.approx(value, abs=1e-4), name
-        measured = localise(np.stack(maps), masks)
-        hits = [measured["pointing"][np.array(classes) == each] for each in sorted(set(classes))]
-        assert row["pointing"] == pytest.approx(np.mean([np.nanmean(each) for each in hits if np.isfinite(each).any()]))
-        assert row["energy"] == pytest.approx(np.nanmean(measured["energy"]), abs=1e-4)
-    # The blobs of the maps are where the boxes are, and not in the middle.
-    assert rows[0]["pointing"] > 0.7 > 0.1 > rows[2]["pointing"]
-    assert rows[0]["max_box_acc_v2"] > rows[2]["max_box_acc_v2"]
-    assert rows[2]["maps"] == 21
-    assert rows[2]["skill"] == pytest.approx(0, abs=1e-4)
-
-
-def test_the_sample_is_bounded_and_the_same_again(lake: Lake) -> None:
-    rows = table(lake, 9)
-    assert [row["maps"] for row in rows] == [9, 9, 9]
-    assert rows == table(lake, 9)
-    assert rows != table(lake, 9, seed=1)
-
-
-def test_the_settings_choose_the_maps(tmp_path: Path) -> None:
-    lake = open_lake(make_lake(tmp_path / "lake", units=1, images=9, boxes=True, accuracy=0.4))
-    labels, predicted, both = (table(lake, 6, targets=each)[0] for each in ("label", "predicted", "all"))
-    assert labels["maps"] == predicted["maps"] == 6
-    # The boxes are the label's, and some predictions are wrong.
-    assert labels["energy"] > predicted["energy"] + 0.1
-    # An image with two maps counts once against the size of the sample.
-    assert both["maps"] > 6
