@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import pyarrow as pa
 
 from pipeline.audit.cells import Cell
 from pipeline.audit.frame import Frame
+from pipeline.audit.parts import Parts, find_parts
 from pipeline.audit.state import State
 from pipeline.lake import Lake
 from schemas.audit import Finding, ImageRef
@@ -36,6 +38,15 @@ class Evidence:
     def classes(self) -> list[int]:
         """Classes that have maps, ascending."""
         return self.state.maps.classes(self.frame.primary)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What the sample's maps are made of, learnt once for all who ask.
+
+        Raises:
+            InputError: scikit-learn is not installed.
+        """
+        return find_parts(self.sample, self.frame.settings.parts, self.frame.settings.seed)
 
 
 class FindingKind(ABC):
