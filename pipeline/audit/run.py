@@ -128,7 +128,7 @@ def run_audit(
         with watch.stage("pass"):
             _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
         with watch.stage("merge"):
-            state = merged(store, frame, found)
+            state = merged([(store, chunk) for chunk in found], frame)
             evidence = Evidence(frame, state, lake, state.sample.table)
         with watch.stage("faithfulness"):
             measured = _faithfulness(evidence, store, faithfulness, say, stream)

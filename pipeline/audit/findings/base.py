@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.audit.cells import Cell
 from pipeline.audit.frame import Frame
 from pipeline.audit.parts import Parts, find_parts
-from pipeline.audit.state import State
+from pipeline.audit.state import Gathered
 from pipeline.lake import Lake
 from schemas.audit import Finding, ImageRef
 
@@ -26,7 +26,7 @@ class Evidence:
     """
 
     frame: Frame
-    state: State
+    state: Gathered
     lake: Lake
     sample: pa.Table
 
