@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from schemas.audit import GRID
 
 Maps = npt.NDArray[np.float64]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @cache
@@ -31,6 +32,15 @@ def canonical(maps: npt.NDArray[np.floating[Any]]) -> Maps:
 
     Maps without mass, and those that are not finite, are NaN throughout.
     """
+    return expanded(reduced(maps))
+
+
+def reduced(maps: npt.NDArray[np.floating[Any]]) -> Maps:
+    """Return :func:`canonical` densities on the coarsest grid that holds them: (T, gy, gx) float64.
+
+    A side of h cells that divides GRID stays as it is, since all canonical cells in one of them are equal; any other
+    has GRID cells.
+    """
     positive = np.maximum(maps.astype(np.float64), 0)
     mass = positive.reshape(len(maps), -1).sum(1)
     defined = np.isfinite(mass) & (mass > 0)
@@ -38,14 +48,21 @@ def canonical(maps: npt.NDArray[np.floating[Any]]) -> Maps:
     return _spread(_spread(share, 1), 2)
 
 
+def expanded(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Return what :func:`reduced` grids (..., gy, gx) hold for each canonical cell: (..., GRID, GRID)."""
+    for axis in (-2, -1):
+        values = np.repeat(values, GRID // values.shape[axis], axis)
+    return values
+
+
 def _spread(values: Maps, axis: int) -> Maps:
-    """Spread one axis (1 or 2) of values (T, h, w) over GRID parts.
+    """Spread one axis (1 or 2) of values (T, h, w) over GRID parts, or over its own cells where they divide GRID.
 
     One cell after another and no matrix product, whose order of additions depends on the number of maps and of threads.
     """
     cells = values.shape[axis]
     if GRID % cells == 0:
-        return np.repeat(values / (GRID // cells), GRID // cells, axis)
+        return np.asarray(values / (GRID // cells))
     weights = overlaps(cells)
     result = np.zeros((*values.shape[:axis], GRID, *values.shape[axis + 1 :]))
     source, target = np.moveaxis(values, axis, 0), np.moveaxis(result, axis, 0)

@@ -22,7 +22,7 @@ from pipeline.audit.outputs import document
 from pipeline.audit.parts_files import FOLDER, Chunk, Work, chunks, commits_digest, merged, storage_of, there
 from pipeline.audit.progress import Progression
 from pipeline.audit.run import default_output as audit_of
-from pipeline.audit.state import State
+from pipeline.audit.state import Gathered, Merged
 from pipeline.engine.run import versions
 from pipeline.lake import Lake, LakeStore, open_lake
 from pipeline.lake.local import PARTIAL_SUFFIX
@@ -62,12 +62,12 @@ class _Side:
     audited: frozenset[str]
     left: list[Chunk]
 
-    def state(self) -> State:
-        """Return the state of all parts."""
-        state = merged(self.own, self.frame, [each for each in self.chunks if each.path not in self.audited])
-        if self.audit is not None:
-            state.merge(merged(self.audit, self.frame, [each for each in self.chunks if each.path in self.audited]))
-        return state
+    def state(self) -> Merged:
+        """Return the sum of all parts."""
+        return merged([(self._place(chunk), chunk) for chunk in self.chunks], self.frame)
+
+    def _place(self, chunk: Chunk) -> LakeStore:
+        return self.audit if self.audit is not None and chunk.path in self.audited else self.own
 
 
 def default_output(a: LakeStore, b: LakeStore) -> str:
@@ -198,7 +198,7 @@ def _gather(side: _Side, workers: int | None, stream: TextIO | None) -> None:
             gather_on_ray(work, side.left, workers, lambda chunk: progress.done(chunk.maps))
 
 
-def _finish(found: Outcome, sides: Sequence[_Side], states: tuple[State, State], store: LakeStore) -> Comparison:
+def _finish(found: Outcome, sides: Sequence[_Side], states: tuple[Gathered, Gathered], store: LakeStore) -> Comparison:
     """Write all that is made of the parts, the manifest last."""
     pair = found.pair
     a, b = (_compared(side, state, pair, place) for place, (side, state) in enumerate(zip(sides, states, strict=True)))
@@ -232,7 +232,7 @@ def _finish(found: Outcome, sides: Sequence[_Side], states: tuple[State, State],
     return Comparison(store.uri, manifest, table, priors)
 
 
-def _compared(side: _Side, state: State, pair: Pair, place: int) -> ComparedLake:
+def _compared(side: _Side, state: Gathered, pair: Pair, place: int) -> ComparedLake:
     manifest, counts, series = side.lake.manifest, state.counts, pair.series[place]
     return ComparedLake(
         uri=side.lake.store.uri,

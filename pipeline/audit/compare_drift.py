@@ -19,7 +19,7 @@ from pipeline.audit.compare_pair import ClassPair
 from pipeline.audit.contrast import Contrast, Sums, by_group
 from pipeline.audit.findings.group_tests import RATIOS, SHARES
 from pipeline.audit.intervals import percentile_interval
-from pipeline.audit.state import State
+from pipeline.audit.state import Gathered
 from schemas.audit import MEASURE_INDEX, MEASURES, Settings
 
 Floats = npt.NDArray[np.float64]
@@ -35,7 +35,7 @@ _FACTORS = np.array([SHARES.get(measure.name, 1.0) for measure in MEASURES])
 _IS_RATIO = np.array([measure.name in RATIOS for measure in MEASURES])
 
 
-def cells_by_class(state: State) -> CellsByClass:
+def cells_by_class(state: Gathered) -> CellsByClass:
     """Return the cells of the compared series, all groups together."""
     found = by_group(state.maps, state.frame.primary)
     return {target: values[""] for (attribute, target), values in found.items() if attribute == EVERYTHING}

@@ -17,7 +17,7 @@ from pipeline.audit.compare_words import sentence, severity_of
 from pipeline.audit.findings.location import MapSums, ninths
 from pipeline.audit.intervals import benjamini_hochberg
 from pipeline.audit.keys import keys_of
-from pipeline.audit.state import State
+from pipeline.audit.state import Gathered
 from schemas.audit import MEASURES, Settings
 
 Floats = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ class Outcome:
         return int(np.isfinite(self.q).any(1).sum())
 
 
-def outcome(pair: Pair, states: tuple[State, State], sides: tuple[Side, Side]) -> Outcome:
+def outcome(pair: Pair, states: tuple[Gathered, Gathered], sides: tuple[Side, Side]) -> Outcome:
     """Compare two lakes.
 
     Args:
@@ -122,7 +122,7 @@ def _far(prior: Prior, settings: Settings) -> bool:
     return bool(abs(prior.d) >= settings.effect_d and prior.excess >= settings.effect_energy)
 
 
-def _shared(states: tuple[State, State], priors: Sequence[Prior], by_id: int) -> Shared:
+def _shared(states: tuple[Gathered, Gathered], priors: Sequence[Prior], by_id: int) -> Shared:
     # The lakes may keep other shares of their digests: what both keep is compared.
     limit = np.uint64(min(state.frame.digest_limit for state in states))
     first, second = (np.unique(state.digests[state.digests <= limit]) for state in states)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.audit.cells import Cell, Cells
+from pipeline.audit.cell import Cell
 from pipeline.audit.fixed import SCALAR_BITS, Integers, floating
 from pipeline.audit.intervals import benjamini_hochberg, bootstrap_p, cohens_d, effective_number, percentile_interval
+from pipeline.audit.reading import CellReader
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -24,13 +25,30 @@ LEAST_OTHER = 0.01
 LEAST_CLUSTERS = 10
 
 
-def by_group(cells: Cells, series: int) -> dict[tuple[str, int], dict[str, list[Cell]]]:
+class Groups(Mapping[tuple[str, int], dict[str, list[Cell]]]):
+    """The cells of a series by attribute and class: value -> one cell per outcome. Class by class, as they lie."""
+
+    def __init__(self, cells: CellReader, series: int) -> None:
+        self._cells, self._series, self._index = cells, series, cells.index(series)
+        self._spans = {(name, target): (start, stop) for name, target, start, stop in self._index.spans()}
+
+    def __getitem__(self, group: tuple[str, int]) -> dict[str, list[Cell]]:
+        start, stop = self._spans[group]
+        found: dict[str, list[Cell]] = {}
+        for place, key in zip(range(start, stop), self._index[start:stop], strict=True):
+            found.setdefault(key.value, []).append(self._cells.at(self._series, (place,)))
+        return found
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+
+def by_group(cells: CellReader, series: int) -> Groups:
     """Return the cells of a series: (attribute, class) -> value -> one cell per outcome, everything in order."""
-    found: dict[tuple[str, int], dict[str, list[Cell]]] = {}
-    for key in sorted(key for key in cells.cells if key.series == series):
-        values = found.setdefault((key.attribute, key.target_class), {})
-        values.setdefault(key.value, []).append(cells.cells[key])
-    return found
+    return Groups(cells, series)
 
 
 @dataclass(frozen=True)

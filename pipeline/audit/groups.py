@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.audit.cells import EVERYTHING, Cell, Cells, Key
+from pipeline.audit.cells import EVERYTHING, Cell, Key
 from pipeline.audit.fixed import SCALAR_BITS, floating
 from pipeline.audit.frame import Frame
+from pipeline.audit.reading import CellReader
 from schemas.audit import BINS, GROUPS, MEASURES, OUTCOMES, Settings
 from schemas.tables import FLAGS
 
@@ -36,7 +37,7 @@ class _About(NamedTuple):
     outcome: str
 
 
-def groups_table(maps: Cells, frame: Frame) -> pa.Table:
+def groups_table(maps: CellReader, frame: Frame) -> pa.Table:
     """Return the table :data:`schemas.audit.GROUPS`: rows by series, class, group, outcome and measure.
 
     Rows of all classes together have a null ``target_class``, rows of all groups a null ``attribute`` and ``value``,
@@ -51,7 +52,7 @@ def groups_table(maps: Cells, frame: Frame) -> pa.Table:
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in GROUPS}, schema=GROUPS)
 
 
-def _sums(maps: Cells) -> Iterator[tuple[_About, Cell]]:
+def _sums(maps: CellReader) -> Iterator[tuple[_About, Cell]]:
     """Yield all that rows are about, in order, with its sums."""
     by_group: dict[tuple[int, str, str], list[Key]] = {}
     cells = maps.cells

@@ -26,9 +26,10 @@ def keys_of(names: Iterable[str], seed: int) -> Keys:
 def mixed(keys: Keys, number: npt.NDArray[Any] | int) -> Keys:
     """Return keys that depend on both, spread over all 64 bits (SplitMix64; Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
-        state = keys + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN
-        state = (state ^ (state >> np.uint64(30))) * _MIX1
-        state = (state ^ (state >> np.uint64(27))) * _MIX2
+        state: Keys = np.asarray(keys + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        for shift, factor in ((30, _MIX1), (27, _MIX2)):
+            state = np.asarray(state ^ (state >> np.uint64(shift)))
+            state *= factor
         return np.asarray(state ^ (state >> np.uint64(31)))
 
 
@@ -43,6 +44,20 @@ def _poisson_thresholds() -> Keys:
 
 
 _THRESHOLDS = _poisson_thresholds()
+_UNSURE = 255
+
+
+def _weights_by_head() -> npt.NDArray[np.uint8]:
+    """Weight by the first 16 of 64 bits; ``_UNSURE`` where it takes all of them."""
+    heads = np.arange(1 << 16, dtype=np.uint64) << np.uint64(48)
+    found = np.searchsorted(_THRESHOLDS, heads, side="right").astype(np.uint8)
+    found[(_THRESHOLDS >> np.uint64(48)).astype(np.int64)] = _UNSURE
+    return found
+
+
+_BY_HEAD = _weights_by_head()
+#: Numbers that are mixed at a time: they stay in the processor's cache.
+_AT_ONCE = 1 << 16
 
 
 def poisson_weights(keys: Keys, resamples: int) -> npt.NDArray[np.uint8]:
@@ -50,8 +65,12 @@ def poisson_weights(keys: Keys, resamples: int) -> npt.NDArray[np.uint8]:
 
     Rows of one key (one patient, one video) get the same weights, so they are drawn together.
     """
-    draws = mixed(keys[:, None], np.arange(resamples)[None, :])
-    weights = np.zeros(draws.shape, np.uint8)
-    for threshold in _THRESHOLDS:
-        weights += draws >= threshold
+    weights = np.empty((len(keys), resamples), np.uint8)
+    rows = max(1, _AT_ONCE // max(1, resamples))
+    for start in range(0, len(keys), rows):
+        draws = mixed(keys[start : start + rows, None], np.arange(resamples)[None, :])
+        part = _BY_HEAD[(draws >> np.uint64(48)).astype(np.intp)]
+        unsure = part == _UNSURE
+        part[unsure] = np.searchsorted(_THRESHOLDS, draws[unsure], side="right")
+        weights[start : start + rows] = part
     return weights

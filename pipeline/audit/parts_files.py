@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline.audit.frame import Frame
 from pipeline.audit.objects import Objects
 from pipeline.audit.regions.base import RegionSource
-from pipeline.audit.state import State
+from pipeline.audit.state import Merged, State
 from pipeline.audit.unit import add_unit
 from pipeline.lake import Lake, LakeStore
 from pipeline.lake.parallel import Once, ahead
@@ -217,14 +217,15 @@ def there(output: LakeStore) -> set[str]:
     return {entry.path for entry in output.list(FOLDER) if entry.path.endswith(".npz")}
 
 
-def merged(output: LakeStore, frame: Frame, found: Sequence[Chunk]) -> State:
-    """Return the state of all parts.
+def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
+    """Return the sum of parts, given with the folders in which they lie.
 
     Raises:
         LakeError: a part is damaged, or was deleted; or the sums leave 64 bits.
     """
-    state = State(frame)
-    for chunk, data in zip(found, ahead(lambda each: output.get(each.path), found, _READ_AHEAD), strict=True):
+    state = Merged(frame)
+    read = ahead(lambda each: each[0].get(each[1].path), found, _READ_AHEAD)
+    for (output, chunk), data in zip(found, read, strict=True):
         try:
             state.add_bytes(data)
         except OverflowError as error:
@@ -233,6 +234,7 @@ def merged(output: LakeStore, frame: Frame, found: Sequence[Chunk]) -> State:
             raise LakeError(
                 f"{output.where(chunk.path)} is damaged ({error}); delete it and run the same command again"
             ) from error
+    state.finish()
     return state
 
 

@@ -1,11 +1,13 @@
-"""Progress of a pass over a lake for people: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a pass over a lake for people: a bar on a terminal, plain lines elsewhere; and what stages took."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -13,6 +15,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pipeline.engine.progress import clock_time
 
 _LINE_SECONDS = 10.0
+
+
+class Seconds(NamedTuple):
+    """What something took: by the clock, and CPU seconds of this process."""
+
+    wall: float
+    cpu: float
+
+
+class Stopwatch:
+    """Takes the time of stages, each of which may come several times; ``seconds`` by their names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, Seconds] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of what is done inside."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            before = self.seconds.get(name, Seconds(0.0, 0.0))
+            self.seconds[name] = Seconds(
+                before.wall + time.perf_counter() - wall, before.cpu + time.process_time() - cpu
+            )
 
 
 class Progression:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.audit.expressions import Expression
@@ -36,11 +34,11 @@ from pipeline.audit.outputs import (
     write,
 )
 from pipeline.audit.parts_files import Chunk, Work, chunks, commits_digest, merged, storage_of, there
-from pipeline.audit.progress import Progression
+from pipeline.audit.progress import Progression, Seconds, Stopwatch
 from pipeline.audit.report import Tables, write_report
 from pipeline.engine.run import versions
 from pipeline.lake import Lake, LakeStore, open_lake
-from schemas.audit import GRID, AuditManifest, Finding, Settings
+from schemas.audit import AuditManifest, Finding, Settings
 from schemas.errors import InputError
 from schemas.registries import FINDINGS, implementation
 
@@ -51,13 +49,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What an audit found, and where it lies."""
+    """What an audit found, and where it lies; ``seconds`` are those of its stages: pass, merge, findings, report."""
 
     output: str
     manifest: AuditManifest
     groups: pa.Table
     findings: list[Finding]
     tables: Tables
+    seconds: Mapping[str, Seconds] = field(default_factory=dict)
 
 
 def default_output(lake: LakeStore) -> str:
@@ -127,16 +126,19 @@ def run_audit(
         left = _left(store, found, say)
     if left and workers != 0 and connect is not None:
         connect()  # which installs handlers of its own
+    watch = Stopwatch()
     with interruptible():
         work = Work(lake.store, store, lake.manifest, frame, objects.source)
-        _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
-        state = merged(store, frame, found)
-        evidence = Evidence(frame, state, lake, state.sample.table, source_options or {})
-        tables = Tables(
-            _localisation(evidence, store, objects, found, stream),
-            _faithfulness(evidence, store, faithfulness, say, stream),
-        )
-        return _finish(evidence, store, objects, causal, tables, say)
+        with watch.stage("pass"):
+            _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
+        with watch.stage("merge"):
+            state = merged([(store, chunk) for chunk in found], frame)
+            evidence = Evidence(frame, state, lake, state.sample.table, source_options or {})
+        with watch.stage("localisation"):
+            located = _localisation(evidence, store, objects, found, stream)
+        with watch.stage("faithfulness"):
+            tables = Tables(located, _faithfulness(evidence, store, faithfulness, say, stream))
+        return _finish(evidence, store, objects, causal, tables, say, watch)
 
 
 def _output(lake: LakeStore, output: str | None, options: Mapping[str, Any] | None) -> LakeStore:
@@ -163,7 +165,13 @@ def _judgeable(expressions: Sequence[Expression], located: bool) -> None:
 
 
 def _finish(
-    evidence: Evidence, store: LakeStore, objects: Objects, causal: int, tables: Tables, say: Say
+    evidence: Evidence,
+    store: LakeStore,
+    objects: Objects,
+    causal: int,
+    tables: Tables,
+    say: Say,
+    watch: Stopwatch,
 ) -> AuditResult:
     """Make the findings and write all that is made of the parts."""
     if not evidence.classes:
@@ -171,21 +179,23 @@ def _finish(
             f"{evidence.lake.store.uri} has no map of {_series(evidence.frame)} whose target is as --targets says; "
             "give other --targets, --method or --layer"
         )
-    findings = _findings(evidence, causal, say)
-    manifest = _manifest(evidence, objects.about, findings, tables)
-    groups = groups_table(evidence.state.maps, evidence.frame)
-    written = {
-        GROUPS_TABLE: parquet(groups, manifest),
-        FINDINGS_TABLE: parquet(findings_table(findings), manifest),
-        FINDINGS_LIST: findings_json(findings),
-        **maps_objects(evidence, _parts(evidence)),
-    }
-    for path, table in ((LOCALISATION_TABLE, tables.localisation), (FAITHFULNESS_TABLE, tables.faithfulness)):
-        if table is not None:
-            written[path] = parquet(table, manifest)
-    written[REPORT] = write_report(evidence, findings, groups, manifest, tables)
-    write(store, written, manifest)
-    return AuditResult(store.uri, manifest, groups, findings, tables)
+    with watch.stage("findings"):
+        findings = _findings(evidence, causal, say)
+    with watch.stage("report"):
+        manifest = _manifest(evidence, objects.about, findings, tables)
+        groups = groups_table(evidence.state.maps, evidence.frame)
+        written = {
+            GROUPS_TABLE: parquet(groups, manifest),
+            FINDINGS_TABLE: parquet(findings_table(findings), manifest),
+            FINDINGS_LIST: findings_json(findings),
+            **maps_objects(evidence, evidence.parts.maps),
+        }
+        for path, table in ((LOCALISATION_TABLE, tables.localisation), (FAITHFULNESS_TABLE, tables.faithfulness)):
+            if table is not None:
+                written[path] = parquet(table, manifest)
+        written[REPORT] = write_report(evidence, findings, groups, manifest, tables)
+        write(store, written, manifest)
+    return AuditResult(store.uri, manifest, groups, findings, tables, watch.seconds)
 
 
 def _series(frame: Frame) -> str:
@@ -253,16 +263,6 @@ def _faithfulness(
     from pipeline.audit.faithful import measure_faithfulness
 
     return measure_faithfulness(evidence, images, say=say, output=store, stream=stream)
-
-
-def _parts(evidence: Evidence) -> npt.NDArray[np.float64]:
-    """Return the maps (K, GRID, GRID) of the parts."""
-    from pipeline.audit.parts import find_parts
-
-    settings = evidence.frame.settings
-    if not len(evidence.sample):
-        return np.empty((0, GRID, GRID))
-    return find_parts(evidence.sample, settings.parts, settings.seed).maps
 
 
 def _manifest(evidence: Evidence, regions: str | None, findings: Sequence[Finding], tables: Tables) -> AuditManifest:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audit.canonical import canonical
-from pipeline.audit.cells import Block
+from pipeline.audit.blocks import Block, Coded
+from pipeline.audit.canonical import expanded, reduced
 from pipeline.audit.frame import Frame
 from pipeline.audit.keys import Keys, keys_of, mixed
 from pipeline.audit.localisation import localise
@@ -35,24 +35,26 @@ Floats = npt.NDArray[np.float64]
 class Images:
     """The images of a unit, as columns.
 
-    With N images: ``key`` (N,) uint64 of the cluster, ``outcome`` (N,), ``groups`` attribute -> (N,) text or None,
-    ``place`` image id -> row.
+    With N images: ``image_key`` (N,) uint64 of the image, ``key`` (N,) of the cluster, ``outcome`` (N,), ``groups``
+    attribute -> N values.
     """
 
     def __init__(self, table: pa.Table, frame: Frame) -> None:
         settings = frame.settings
         self.table = table
-        self.ids: list[str] = table["image_id"].to_pylist()
-        self.place = {image_id: row for row, image_id in enumerate(self.ids)}
-        self.image_key = keys_of(self.ids, settings.seed)
-        names = self.ids
+        ids = table["image_id"].to_pylist()
+        self.image_key = keys_of(ids, settings.seed)
+        self.key: Keys = self.image_key
         if settings.cluster is not None:
             found = texts(table[settings.cluster])
             # A row without a cluster depends on nothing but itself.
-            names = [f"id {own}" if name is None else f"in {name}" for own, name in zip(self.ids, found, strict=True)]
-        self.key: Keys = keys_of(names, settings.seed)
+            names = [f"id {own}" if name is None else f"in {name}" for own, name in zip(ids, found, strict=True)]
+            self.key = keys_of(names, settings.seed)
         self.outcome = outcomes(table)
-        self.groups = {name: np.array(texts(table[name]), np.object_) for name in settings.groups}
+        self.groups = {name: Coded.of(table[name]) for name in settings.groups}
+
+    def __len__(self) -> int:
+        return len(self.table)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -64,6 +66,17 @@ class Images:
         """Return the view of an image; None where it failed."""
         edges = [self.rows[row][f"view_{edge}"] for edge in ("x0", "y0", "x1", "y1")]
         return None if any(edge is None for edge in edges) else View(*edges)
+
+    def places(self, ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+        """Return the rows of images, each of which must be there.
+
+        Raises:
+            LakeError: one is not.
+        """
+        found = pc.index_in(ids, value_set=self.table["image_id"])
+        if found.null_count:
+            raise LakeError(f"image '{ids.filter(pc.is_null(found))[0]}' has maps, but is not in the images table")
+        return np.asarray(found.to_numpy(), np.int64)
 
 
 def texts(column: pa.ChunkedArray) -> list[str | None]:
@@ -88,10 +101,10 @@ def add_unit(state: State, lake: Lake, unit_id: str, regions: RegionSource | Non
     images = Images(lake.unit_images(unit_id), frame)
     maps = lake.unit_maps(unit_id)
     state.counts["units"] += 1
-    state.counts["images"] += len(images.ids)
+    state.counts["images"] += len(images)
     state.counts["maps"] += len(maps)
-    digests = [value for value in images.table["sha256"].to_pylist() if value is not None]
-    state.add_digests(np.frombuffer(b"".join(value[:8] for value in digests), "<u8").astype(np.uint64))
+    digests = pc.binary_slice(images.table["sha256"].drop_null().cast(pa.binary()), 0, 8)
+    state.add_digests(np.frombuffer(b"".join(digests.to_pylist()), "<u8").astype(np.uint64))
     _add_properties(state, images)
 
     maps = maps.filter(counted(maps, frame.settings.targets))
@@ -120,15 +133,15 @@ def counted(maps: pa.Table, targets: str | None) -> pc.Expression | pa.ChunkedAr
 def _add_rows(state: State, lake: Lake, images: Images, parts: list[pa.Table], regions: RegionSource | None) -> None:
     frame = state.frame
     first = parts[frame.primary]
-    places = np.array([images.place[image_id] for image_id in first["image_id"].to_pylist()], np.int64)
+    places = images.places(first["image_id"])
     target = first["target_class"].to_numpy().astype(np.int64)
     masks = _masks(images, places, target, frame, regions)
     state.counts["regions"] += sum(mask is not None for mask in masks)
-    groups = {name: values[places] for name, values in images.groups.items()}
+    groups = {name: values.take(places) for name, values in images.groups.items()}
     densities: list[npt.NDArray[np.float32]] = []
     for number, part in enumerate(parts):
         stored = lake.stored_maps(part, scaled=True)
-        density = canonical(stored)
+        density = reduced(stored)
         flags = np.stack([part[name].to_numpy() for name in _FLAGS], 1).astype(np.bool_)
         values = measures(part)
         for name, column in localise(stored, masks).items():
@@ -137,8 +150,10 @@ def _add_rows(state: State, lake: Lake, images: Images, parts: list[pa.Table], r
         primary = number == frame.primary
         keys = images.key[places] if primary else None
         state.maps.add(Block(number, target, images.outcome[places], groups, values, flags, density, keys=keys))
-        _add_agreement(state, number, density, densities, target, images.outcome[places])
-        densities.append(density.astype(np.float32))
+        if len(parts) > 1:
+            whole = expanded(density)
+            _add_agreement(state, number, whole, densities, target, images.outcome[places])
+            densities.append(whole.astype(np.float32))
         if primary:
             _add_sample(state, images, part, places, target, values, density)
 
@@ -212,7 +227,7 @@ def _add_properties(state: State, images: Images) -> None:
     with np.errstate(divide="ignore"):
         values = np.stack([np.log(width), np.log(height), np.log(width / height), np.log(size / (width * height))], 1)
     label = part["label"].to_numpy().astype(np.int64)
-    groups = {name: found[rows] for name, found in images.groups.items()}
+    groups = {name: found.take(rows) for name, found in images.groups.items()}
     flags = np.zeros((len(rows), 3), np.bool_)
     state.images.add(Block(0, label, images.outcome[rows], groups, values, flags))
 
@@ -232,6 +247,7 @@ def _add_sample(
     chosen = chosen[state.sample.room(target[chosen], keys[chosen])]
     rows, where = pa.array(chosen), pa.array(places[chosen])
     about, of = part.take(rows), images.table.take(where)
+    maps = expanded(density[chosen].astype(np.float32))
     columns: dict[str, Any] = {
         "key": keys[chosen],
         "half": (mixed(images.key[places[chosen]], 7) >> np.uint64(63)).astype(np.int8),
@@ -240,8 +256,8 @@ def _add_sample(
         **{name: about[name] for name in ("image_id", "unit_id", "store_path", "store_row")},
         **{name: of[name] for name in of.column_names if name.startswith(("label", "predicted_"))},
         **{measure.name: values[chosen, index].astype(np.float32) for index, measure in enumerate(MEASURES)},
-        **{f"group:{name}": found[places[chosen]] for name, found in images.groups.items()},
-        "map": pa.FixedSizeListArray.from_arrays(pa.array(density[chosen].astype(np.float32).ravel()), GRID * GRID),
+        **{f"group:{name}": found.take(places[chosen]).texts() for name, found in images.groups.items()},
+        "map": pa.FixedSizeListArray.from_arrays(pa.array(maps.ravel()), GRID * GRID),
     }
     schema = sample_schema(state.frame.settings.groups)
     state.sample.add(pa.table({field.name: _cast(columns[field.name], field.type) for field in schema}, schema=schema))

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.audit.cells import Cell
 from pipeline.audit.frame import Frame
-from pipeline.audit.state import State
+from pipeline.audit.parts import Parts, find_parts
+from pipeline.audit.state import Gathered
 from pipeline.lake import Lake
 from pipeline.lake.originals import Originals
 from schemas.audit import Finding, ImageRef
@@ -28,7 +29,7 @@ class Evidence:
     """
 
     frame: Frame
-    state: State
+    state: Gathered
     lake: Lake
     sample: pa.Table
     source_options: Mapping[str, Any] = field(default_factory=dict)
@@ -46,6 +47,15 @@ class Evidence:
     def classes(self) -> list[int]:
         """Classes that have maps, ascending."""
         return self.state.maps.classes(self.frame.primary)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What the sample's maps are made of, learnt once for all who ask.
+
+        Raises:
+            InputError: scikit-learn is not installed.
+        """
+        return find_parts(self.sample, self.frame.settings.parts, self.frame.settings.seed)
 
 
 class FindingKind(ABC):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.audit.cells import EVERYTHING, Cell
-from pipeline.audit.contrast import MOST_D, Contrast, Family, Sums, by_group, strength_of_d
+from pipeline.audit.cells import EVERYTHING
+from pipeline.audit.contrast import MOST_D, Contrast, Family, Groups, Sums, by_group, strength_of_d
 from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
 from pipeline.audit.findings.samples import of_class, plural, texts, where
 from pipeline.audit.intervals import two_sided, welch
@@ -144,7 +144,7 @@ class _Values:
     other mixes of labels are not taken for different.
     """
 
-    def __init__(self, groups: dict[tuple[str, int], dict[str, list[Cell]]], attribute: str) -> None:
+    def __init__(self, groups: Groups, attribute: str) -> None:
         of_labels = [values for (name, _), values in groups.items() if name == attribute]
         self.names = sorted({value for values in of_labels for value in values})
         place = {value: row for row, value in enumerate(self.names)}

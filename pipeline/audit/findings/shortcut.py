@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, stands_out
 from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
 from pipeline.audit.intervals import benjamini_hochberg, wilson
-from pipeline.audit.parts import find_parts, sample_maps
+from pipeline.audit.parts import sample_maps
 from pipeline.audit.places import LATTICE, Place, loads, part_places, plain_places, spots, window_shares
 from schemas.audit import Finding, ImageRef, Settings
 
@@ -60,9 +60,9 @@ class _Field:
         return np.array([float(mean[place.windows].mean()) <= _USUAL * even for place in self.places])
 
 
-def _field(sample: pa.Table, settings: Settings) -> _Field:
+def _field(evidence: Evidence) -> _Field:
+    sample, parts = evidence.sample, evidence.parts
     maps = sample_maps(sample)
-    parts = find_parts(sample, settings.parts, settings.seed)
     places = [*plain_places(), *part_places(parts.maps)]
     found = spots(maps)
     classes, code = np.unique(sample["target_class"].to_numpy(), return_inverse=True)
@@ -95,7 +95,7 @@ class Shortcut(FindingKind):
         settings = evidence.frame.settings
         if len(evidence.sample) < 2 * settings.flagged_from:
             return []
-        field = _field(evidence.sample, settings)
+        field = _field(evidence)
         tests = [*_class_tests(field, settings), *_group_tests(field, settings)]
         q = benjamini_hochberg(np.array([test.p for test in tests])) if tests else np.empty(0)
         pairs = [(test, each) for test, each in zip(tests, q.tolist(), strict=True)]

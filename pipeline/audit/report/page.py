@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from pipeline.audit.findings.base import Evidence
 from pipeline.audit.outputs import ranked
-from pipeline.audit.parts import find_parts
 from pipeline.audit.report.exemplars import exemplars
 from pipeline.audit.report.figures import effect_text
 from pipeline.audit.report.limits import PAGE_BYTES, Limits
@@ -96,17 +95,17 @@ class _Page:
         return (first + rest)[:_EXEMPLARS]
 
     def _parts(self) -> dict[str, Any] | None:
-        settings, sample = self.evidence.frame.settings, self.evidence.sample
+        sample = self.evidence.sample
         if not len(sample):
             return None
-        parts = find_parts(sample, settings.parts, settings.seed)
+        parts = self.evidence.parts
         if not len(parts.maps):
             return None
         target = sample["target_class"].to_numpy()
         mean = np.full((len(self.numbers.classes), len(parts.maps)), np.nan)
         for row, each in enumerate(self.numbers.classes):
             start, stop = np.searchsorted(target, [each, each + 1])
-            if stop - start >= settings.suppressed_below:
+            if stop - start >= self.evidence.frame.settings.suppressed_below:
                 mean[row] = parts.loadings[start:stop].mean(0)
         return {
             "maps": packed_maps(parts.maps),
