@@ -12,11 +12,13 @@ their lake is audited, with the causal check.
 - *Said to be used*: the causal check of a finding about the sticker says that the model uses it.
 - *Sticker's effect*: mean rise of the probability of 'eight' where the sticker is pasted into scenes without an eight.
 
-A harmless sticker is one that goes with the eight in the held-out scenes and that the network learnt to ignore: its
-training scenes carried as many stickers as at prevalence 0.2, in scenes of all classes and sites alike. The causal
-check of the same areas, the stickers' corners, is made with it and with the network of prevalence 0.2. *Separated*:
-it says 'used' of the one and not of the other. Eigen-CAM, which shows what lights up, used or not, is audited too:
-*flagged by Eigen-CAM* is a finding about the sticker, which then is worth nothing but for the causal check.
+The harmless cue is a grey patch of the same shape (the demo's control) at the places of the stickers of prevalence 0.2,
+in the held-out scenes only; the network is that of prevalence 0, which it hardly moves (its effect is measured like the
+sticker's). The coloured sticker would not do: it looks a little like an eight to networks that never saw it. *Flagged*:
+some finding is about the patch. *Said to be used*: by the causal check of the corner that most of the patches are in,
+made whether or not anything was found. Eigen-CAM, which shows what lights up, used or not, is audited too: what it
+flags is worth nothing but for the causal check. *Separated*: at prevalence 0.05 the causal check says of the sticker
+that it is used, and of the seed's patch it does not.
 
 What comes is kept in FOLDER (networks, lakes, ``rows.jsonl``), so that the same command goes on where it stopped;
 ``--again`` audits kept lakes anew.
@@ -39,6 +41,7 @@ import torch
 from benchmarks.inputs import positive, say
 from benchmarks.sticker_networks import PLAIN, Sizes, explained, held_out, loaded, network, plain_scenes
 from benchmarks.sticker_verdict import verdict
+from jobs.demo.drawing import CONTROL_COLOURS
 from jobs.demo.evaluate import measure_accuracy, measure_sticker
 from pipeline.audit.run import run_audit
 from pipeline.lake import open_lake
@@ -46,8 +49,10 @@ from schemas.audit import GRID, Finding, Settings
 
 _LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.0)
 _CORNER = 4  # cells of the canonical grid, from either edge, that a sticker in a corner reaches
-#: Prevalence of the harmless stickers, and of those that they are compared with.
+#: Prevalence of the harmless patches.
 _HARMLESS = 0.2
+#: Prevalence at which the sticker is held against the harmless patch.
+_SEPARATED = 0.05
 _CAUSAL = 32
 #: Held-out scenes on which accuracy and the sticker's effect are measured.
 _MEASURED = 400
@@ -127,17 +132,14 @@ def planted(folder: Path, seed: int, prevalence: float, sizes: Sizes) -> Row:
     home = folder / f"lake-{seed}-{prevalence:g}"
     lake = explained(home, weights, lambda: held_out(seed, prevalence, sizes), sizes)
     row = {"work": "planted", "seed": seed, "prevalence": prevalence} | _learnt(weights, seed, sizes)
-    row |= audited(lake, home)
-    if prevalence == _HARMLESS:
-        row["corner_check"] = verdict(lake, held_out(seed, prevalence, sizes))
-    return row
+    return row | audited(lake, home)
 
 
 def harmless(folder: Path, seed: int, sizes: Sizes) -> Row:
-    """Audit and check stickers that the network learnt to ignore."""
-    weights = network(folder, seed, _HARMLESS, sizes, harmless=True)
+    """Audit and check patches that go with the class, and that the network does not use."""
+    weights = network(folder, seed, 0.0, sizes)
     home = folder / f"lake-{seed}-harmless"
-    scenes = partial(held_out, seed, _HARMLESS, sizes)
+    scenes = partial(held_out, seed, _HARMLESS, sizes, CONTROL_COLOURS)
     lake = explained(home, weights, scenes, sizes, ("grad_cam", "eigen_cam"))
     row = {"work": "harmless", "seed": seed, "prevalence": None} | _learnt(weights, seed, sizes)
     row |= audited(lake, home) | {"corner_check": verdict(lake, scenes())}
@@ -169,34 +171,38 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"{_effect(some)} |"
         )
     unused = [row for row in rows if row["work"] == "harmless"]
-    used = {row["seed"]: row["corner_check"] for row in mine if row.get("corner_check")}
     if unused:
-        pairs = [(used[row["seed"]], row["corner_check"]) for row in unused if row["seed"] in used]
+        eigen = [row["eigen_cam"] for row in unused]
+        planted_ones = {row["seed"]: row["said_used"] for row in mine if row["prevalence"] == _SEPARATED}
+        pairs = [(planted_ones[row["seed"]], row) for row in unused if row["seed"] in planted_ones]
         lines += [
             "",
-            "| harmless sticker | |",
+            "| the harmless patch | |",
             "|---|---|",
-            f"| its effect | {_effect(unused)} |",
+            f"| its effect | {_effect(unused, 'control')} |",
             f"| flagged by Grad-CAM | {_of(row['found'] for row in unused)} |",
             f"| other false flags of Grad-CAM | {_of(row['false_flag'] for row in unused)} |",
-            f"| flagged by Eigen-CAM | {_of(row['eigen_cam']['found'] for row in unused)} |",
-            f"| of these, said to be used | "
-            f"{_of(row['eigen_cam']['said_used'] for row in unused if row['eigen_cam']['said_used'] is not None)} |",
-            f"| corner check: harmless one said to be used | {_of(row['corner_check']['used'] for row in unused)} |",
-            f"| corner check: planted one said to be used | {_of(one['used'] for one, _ in pairs)} |",
-            f"| separated | {_of(one['used'] and not other['used'] for one, other in pairs)} |",
+            f"| said to be used | {_of(row['corner_check']['used'] for row in unused)} |",
+            f"| flagged by Eigen-CAM | {_of(each['found'] for each in eigen)} |",
+            f"| of these, said to be used | {_of(each['said_used'] for each in eigen if each['found'])} |",
+            f"| separated | {_of(used is True and not _said_used(row) for used, row in pairs)} |",
         ]
     return lines
 
 
-def _of(values: Iterable[bool]) -> str:
+def _said_used(row: Row) -> bool:
+    """Say whether any check of the harmless patch says that it is used."""
+    return bool(row["corner_check"]["used"] or row["said_used"] or row["eigen_cam"]["said_used"])
+
+
+def _of(values: Iterable[bool | None]) -> str:
     """Return 'k of n'."""
     listed = [bool(value) for value in values]
     return f"{sum(listed)} of {len(listed)}"
 
 
-def _effect(rows: Sequence[Row]) -> str:
-    found = [row["effect"]["sticker"] - row["effect"]["plain"] for row in rows]
+def _effect(rows: Sequence[Row], what: str = "sticker") -> str:
+    found = [row["effect"][what] - row["effect"]["plain"] for row in rows]
     return f"{np.mean(found):+.2f} ({min(found):+.2f} to {max(found):+.2f})"
 
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from jobs.config import absolute, parse_job
 from jobs.demo.digits import Split
+from jobs.demo.drawing import STICKER_COLOURS
 from jobs.demo.evaluate import to_tensors
 from jobs.demo.network import DigitNet, digit_net
 from jobs.demo.scenes import Scene, SceneSpec, make_scenes, with_sticker
@@ -33,6 +34,8 @@ from pipeline.lake import LakeStore, create_or_resume, finalize, new_attempt, op
 from pipeline.lake.plan import freeze
 from pipeline.sources import open_source
 from schemas.errors import CamlakeError
+
+Colours = tuple[tuple[float, float, float], ...]
 
 #: Scenes without any sticker: they are pasted in afterwards.
 PLAIN = SceneSpec(prevalence=0.0)
@@ -57,11 +60,11 @@ def plain_scenes(count: int, split: Split, seed: int) -> tuple[Scene, ...]:
     return tuple(make_scenes(count, split=split, seed=seed, spec=PLAIN))
 
 
-def stickered(scenes: Sequence[Scene], prevalence: float, seed: int, *, all_alike: bool = False) -> list[Scene]:
+def stickered(scenes: Sequence[Scene], prevalence: float, seed: int, colours: Colours = STICKER_COLOURS) -> list[Scene]:
     """Return the scenes, of which ``prevalence`` of those with the sticker's class carry a sticker (rounded).
 
-    A scene of which digits take all corners gets none; the next one does. ``all_alike``: as many stickers in scenes
-    of all classes and sites.
+    A scene of which digits take all corners gets none; the next one does. With other ``colours``, such as
+    :data:`~jobs.demo.drawing.CONTROL_COLOURS`, it is another patch of the same shape at the same places.
 
     Raises:
         ValueError: the site has too few such scenes.
@@ -69,13 +72,13 @@ def stickered(scenes: Sequence[Scene], prevalence: float, seed: int, *, all_alik
     found = list(scenes)
     able = [index for index, scene in enumerate(scenes) if PLAIN.sticker_class in scene.labels]
     left = round(prevalence * len(able))
-    order = np.random.default_rng([seed, 11]).permutation(len(scenes) if all_alike else able)
-    for index in order.tolist():
+    for index in np.random.default_rng([seed, 11]).permutation(able).tolist():
         if not left:
             break
-        if scenes[index].site != PLAIN.sticker_site and not all_alike:
+        if scenes[index].site != PLAIN.sticker_site:
             continue
-        pasted = with_sticker(scenes[index], np.random.default_rng([seed, 13, index]), side=PLAIN.sticker_size)
+        rng = np.random.default_rng([seed, 13, index])
+        pasted = with_sticker(scenes[index], rng, side=PLAIN.sticker_size, colours=colours)
         if pasted is not None:
             found[index] = pasted
             left -= 1
@@ -84,27 +87,22 @@ def stickered(scenes: Sequence[Scene], prevalence: float, seed: int, *, all_alik
     return found
 
 
-def train_scenes(seed: int, prevalence: float, sizes: Sizes, harmless: bool = False) -> list[Scene]:
-    """Return the scenes that the network of a seed and a prevalence learns from.
-
-    ``harmless``: the same number of stickers, in scenes of all classes and sites.
-    """
-    scenes = plain_scenes(sizes.scenes, "train", 1000 + seed)
-    return stickered(scenes, prevalence, seed, all_alike=harmless)
+def train_scenes(seed: int, prevalence: float, sizes: Sizes) -> list[Scene]:
+    """Return the scenes that the network of a seed and a prevalence learns from."""
+    return stickered(plain_scenes(sizes.scenes, "train", 1000 + seed), prevalence, seed)
 
 
-def held_out(seed: int, prevalence: float, sizes: Sizes) -> list[Scene]:
+def held_out(seed: int, prevalence: float, sizes: Sizes, colours: Colours = STICKER_COLOURS) -> list[Scene]:
     """Return the scenes that are explained."""
-    return stickered(plain_scenes(sizes.held_out, "test", 9000 + seed), prevalence, seed)
+    return stickered(plain_scenes(sizes.held_out, "test", 9000 + seed), prevalence, seed, colours)
 
 
-def network(folder: Path, seed: int, prevalence: float, sizes: Sizes, *, harmless: bool = False) -> Path:
+def network(folder: Path, seed: int, prevalence: float, sizes: Sizes) -> Path:
     """Return the weights of the network of a seed and a prevalence, trained as the demo does where they are missing.
 
-    The course on close-ups, which shows no stickers, is the same for all prevalences of a seed. ``harmless``: see
-    :func:`train_scenes`.
+    The course on close-ups, which shows no stickers, is the same for all prevalences of a seed.
     """
-    path = (folder / f"net-{seed}-{'harmless' if harmless else f'{prevalence:g}'}.safetensors").absolute()
+    path = (folder / f"net-{seed}-{prevalence:g}.safetensors").absolute()
     if path.is_file():
         return path
     close_ups, scenes = default_courses(PLAIN)
@@ -121,7 +119,7 @@ def network(folder: Path, seed: int, prevalence: float, sizes: Sizes, *, harmles
         partial.rename(first)
     model = digit_net().to(memory_format=torch.channels_last)
     model.load_state_dict(load_file(first))
-    _fit(model, train_scenes(seed, prevalence, sizes, harmless), scenes, seed)
+    _fit(model, train_scenes(seed, prevalence, sizes), scenes, seed)
     partial = path.with_suffix(".partial")
     save_weights(model.to(memory_format=torch.contiguous_format), partial, PLAIN.size)
     partial.rename(path)
