@@ -15,10 +15,9 @@ their lake is audited, with the causal check.
 The harmless cue is a grey patch of the same shape (the demo's control) at the places of the stickers of prevalence 0.2,
 in the held-out scenes only; the network is that of prevalence 0, which it hardly moves (its effect is measured like the
 sticker's). The coloured sticker would not do: it looks a little like an eight to networks that never saw it. *Flagged*:
-some finding is about the patch. *Said to be used*: by the causal check of the corner that most of the patches are in,
-made whether or not anything was found. Eigen-CAM, which shows what lights up, used or not, is audited too: what it
-flags is worth nothing but for the causal check. *Separated*: at prevalence 0.05 the causal check says of the sticker
-that it is used, and of the seed's patch it does not.
+some finding is about the patch. *Said to be used*, *said not to be used*: by the causal check of the very patches,
+made whether or not anything was found. *Separated*: made of the seed's stickers at prevalence 0.05, the same check says
+that they are used, and of the patches it does not.
 
 What comes is kept in FOLDER (networks, lakes, ``rows.jsonl``), so that the same command goes on where it stopped;
 ``--again`` audits kept lakes anew.
@@ -89,11 +88,10 @@ def marked_images(lake: str) -> set[str]:
     return {image for image, sticker in pairs if sticker}
 
 
-def audited(lake: str, home: Path, method: str = "grad_cam", groups: tuple[str, ...] = ("site",)) -> Row:
+def audited(lake: str, home: Path) -> Row:
     """Audit a lake and return what came of it."""
-    settings = Settings(groups=groups, method=method)
-    output = str(home.absolute() / f"audit-{method}")
-    result = run_audit(lake, settings, output, say=lambda line: None, workers=0, causal=_CAUSAL)
+    output = str(home.absolute() / "audit")
+    result = run_audit(lake, Settings(groups=("site",)), output, say=lambda line: None, workers=0, causal=_CAUSAL)
     marked = marked_images(lake)
     right = [about_the_sticker(each, marked) for each in result.findings]
     shortcuts = [each.kind == "shortcut" for each in result.findings]
@@ -132,7 +130,10 @@ def planted(folder: Path, seed: int, prevalence: float, sizes: Sizes) -> Row:
     home = folder / f"lake-{seed}-{prevalence:g}"
     lake = explained(home, weights, lambda: held_out(seed, prevalence, sizes), sizes)
     row = {"work": "planted", "seed": seed, "prevalence": prevalence} | _learnt(weights, seed, sizes)
-    return row | audited(lake, home)
+    row |= audited(lake, home)
+    if prevalence == _SEPARATED:
+        row["check"] = verdict(lake, held_out(seed, prevalence, sizes))
+    return row
 
 
 def harmless(folder: Path, seed: int, sizes: Sizes) -> Row:
@@ -140,10 +141,9 @@ def harmless(folder: Path, seed: int, sizes: Sizes) -> Row:
     weights = network(folder, seed, 0.0, sizes)
     home = folder / f"lake-{seed}-harmless"
     scenes = partial(held_out, seed, _HARMLESS, sizes, CONTROL_COLOURS)
-    lake = explained(home, weights, scenes, sizes, ("grad_cam", "eigen_cam"))
+    lake = explained(home, weights, scenes, sizes)
     row = {"work": "harmless", "seed": seed, "prevalence": None} | _learnt(weights, seed, sizes)
-    row |= audited(lake, home) | {"corner_check": verdict(lake, scenes())}
-    return row | {"eigen_cam": audited(lake, home, "eigen_cam")}
+    return row | audited(lake, home) | {"check": verdict(lake, scenes())}
 
 
 def _learnt(weights: Path, seed: int, sizes: Sizes) -> Row:
@@ -172,27 +172,22 @@ def summary(rows: Sequence[Row]) -> list[str]:
         )
     unused = [row for row in rows if row["work"] == "harmless"]
     if unused:
-        eigen = [row["eigen_cam"] for row in unused]
-        planted_ones = {row["seed"]: row["said_used"] for row in mine if row["prevalence"] == _SEPARATED}
-        pairs = [(planted_ones[row["seed"]], row) for row in unused if row["seed"] in planted_ones]
+        stickers = {row["seed"]: row["check"] for row in mine if row.get("check")}
+        checked = [row["check"] for row in unused if row["check"]]
+        pairs = [(stickers[row["seed"]], row["check"]) for row in unused if row["check"] and row["seed"] in stickers]
         lines += [
             "",
             "| the harmless patch | |",
             "|---|---|",
             f"| its effect | {_effect(unused, 'control')} |",
-            f"| flagged by Grad-CAM | {_of(row['found'] for row in unused)} |",
-            f"| other false flags of Grad-CAM | {_of(row['false_flag'] for row in unused)} |",
-            f"| said to be used | {_of(row['corner_check']['used'] for row in unused)} |",
-            f"| flagged by Eigen-CAM | {_of(each['found'] for each in eigen)} |",
-            f"| of these, said to be used | {_of(each['said_used'] for each in eigen if each['found'])} |",
-            f"| separated | {_of(used is True and not _said_used(row) for used, row in pairs)} |",
+            f"| flagged | {_of(row['found'] for row in unused)} |",
+            f"| other false flags | {_of(row['false_flag'] for row in unused)} |",
+            f"| said to be used | {_of(each['used'] for each in checked)} |",
+            f"| said not to be used | {_of(each['unused'] for each in checked)} |",
+            f"| stickers said to be used | {_of(one['used'] for one, _ in pairs)} |",
+            f"| separated | {_of(one['used'] and not other['used'] for one, other in pairs)} |",
         ]
     return lines
-
-
-def _said_used(row: Row) -> bool:
-    """Say whether any check of the harmless patch says that it is used."""
-    return bool(row["corner_check"]["used"] or row["said_used"] or row["eigen_cam"]["said_used"])
 
 
 def _of(values: Iterable[bool | None]) -> str:

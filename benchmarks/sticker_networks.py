@@ -142,7 +142,6 @@ def explained(
     weights: Path,
     scenes: Callable[[], Sequence[Scene]],
     sizes: Sizes,
-    methods: Sequence[str] = ("grad_cam",),
 ) -> str:
     """Return the URI of the lake of the scenes' maps in ``folder``, explained in this process where it is missing.
 
@@ -157,7 +156,7 @@ def explained(
         pass  # not there, or cut off: begun again
     shutil.rmtree(folder, ignore_errors=True)
     write_shards(scenes(), folder / "shards", shards=4)
-    job = absolute(parse_job(document(folder, weights, methods, sizes.threads)))
+    job = absolute(parse_job(document(folder, weights, sizes.threads)))
     plan = freeze(open_source(job.source).plan())
     store = LakeStore(job.output.uri, job.output.storage_options)
     run = create_or_resume(store, make_manifest(job, resolve(job), plan), plan)
@@ -169,7 +168,7 @@ def explained(
     return uri
 
 
-def document(folder: Path, weights: Path, methods: Sequence[str], threads: int) -> dict[str, Any]:
+def document(folder: Path, weights: Path, threads: int) -> dict[str, Any]:
     """Return the job over ``folder/shards`` into ``folder/lake``."""
     return {
         "source": {
@@ -180,7 +179,7 @@ def document(folder: Path, weights: Path, methods: Sequence[str], threads: int) 
         },
         "model": {"name": "jobs.demo.network:digit_net", "weights": str(weights), "activation": "sigmoid"},
         "targets": {"label": True, "threshold": 0.5},
-        "methods": list(methods),
+        "methods": ["grad_cam"],
         "output": {"uri": str(folder / "lake")},
         "compute": {"batch_size": 32, "threads": threads},
     }

@@ -1,30 +1,28 @@
-"""The causal check of stickers, whatever the findings: the same areas of the same images for any network."""
+"""The causal check of the stickers themselves, whatever the findings: the same question of any network."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
+import pyarrow.compute as pc
 
-from benchmarks.inputs import say
 from benchmarks.sticker_networks import PLAIN
 from jobs.demo.scenes import Scene
-from pipeline.audit.causal import check_findings
+from pipeline.audit.causal import judged, measure
 from pipeline.audit.findings.base import Evidence, image_refs
 from pipeline.audit.frame import make_frame
+from pipeline.audit.model import load_model
 from pipeline.audit.state import State
 from pipeline.audit.unit import add_unit
 from pipeline.lake import open_lake
 from schemas.audit import GRID, Finding, Settings
 
-_REACH = 4  # cells that a sticker in a corner reaches
 
-
-def verdict(lake_uri: str, scenes: Sequence[Scene], images: int = 32) -> dict[str, Any]:
-    """Check the corner that most stickers of a lake are in, on their images of the sticker's class.
+def verdict(lake_uri: str, scenes: Sequence[Scene], images: int = 64) -> dict[str, Any] | None:
+    """Paint over the stickers of images with their class, and areas of the same form elsewhere.
 
     Args:
         lake_uri: of the lake of the scenes.
@@ -32,46 +30,43 @@ def verdict(lake_uri: str, scenes: Sequence[Scene], images: int = 32) -> dict[st
         images: looked at, at most.
 
     Returns:
-        ``upper`` and ``left``: the corner; ``images`` looked at, ``used``, ``change`` and ``control`` of the
-        probability, and the interval ``low``, ``high`` of their difference.
+        ``images`` looked at, ``used``, ``unused`` (as sure as the audit wants to be), ``change`` and ``control`` of the
+        probability, and the interval ``low``, ``high`` of their difference; None of too few images.
     """
     lake = open_lake(lake_uri)
-    frame = make_frame(lake, Settings(method="grad_cam"))
+    frame = make_frame(lake, Settings())
     state = State(frame)
     for unit_id in lake.commits:
         add_unit(state, lake, unit_id, None)
     sample = state.sample.table
-    mine = [
-        _corner(scenes[int(image[-6:])]) if target == PLAIN.sticker_class else None
-        for image, target in zip(sample["image_id"].to_pylist(), sample["target_class"].to_pylist(), strict=True)
-    ]
-    ((most, _),) = Counter(corner for corner in mine if corner).most_common(1)
-    zone = np.zeros((GRID, GRID), np.int64)
-    rows, columns = (slice(0, _REACH) if near else slice(GRID - _REACH, GRID) for near in most)
-    zone[rows, columns] = 1
-    references = image_refs(sample.filter(pa.array([corner == most for corner in mine])), most=images)
-    finding = Finding(
-        finding_id="sticker",
-        kind="shortcut",
-        title="The sticker",
-        sentence="It is there.",
-        severity=50.0,
-        target_class=PLAIN.sticker_class,
-        n=len(references),
-        images=references,
-        details={"zone": zone.tolist()},
+    mine = sample.filter(pc.equal(sample["target_class"], PLAIN.sticker_class))
+    marked = [scene_of(image, scenes).sticker is not None for image in mine["image_id"].to_pylist()]
+    references = image_refs(mine.filter(marked), most=images)
+    odds, _ = measure(
+        Evidence(frame, state, lake, sample),
+        load_model(lake),
+        references,
+        lambda reference, density: cells_of(scene_of(reference.image_id, scenes)),
     )
-    (checked,) = check_findings(Evidence(frame, state, lake, sample), [finding], images=images, say=say)
-    if checked.causal is None:
-        return {"upper": most[0], "left": most[1], "images": 0, "used": False}
-    found: dict[str, Any] = checked.causal.model_dump()
-    return {"upper": most[0], "left": most[1]} | found
-
-
-def _corner(scene: Scene) -> tuple[bool, bool] | None:
-    """Return whether a scene's sticker is in the upper half, and in the left half."""
-    if scene.sticker is None:
+    if odds is None:
         return None
-    x0, y0, x1, y1 = scene.sticker
-    height, width = scene.masks.shape
-    return y0 + y1 < height, x0 + x1 < width
+    finding = Finding(finding_id="x", kind="shortcut", title="Sticker", sentence="It is there.", severity=50, n=images)
+    checked = judged(finding, odds.before, odds.after, odds.control, odds.equal)
+    assert checked.causal is not None
+    known: dict[str, Any] = checked.causal.model_dump()
+    return known | {"unused": checked.details["causal_unused"]}
+
+
+def scene_of(image_id: str, scenes: Sequence[Scene]) -> Scene:
+    """Return the scene of an image, whose id ends with its number."""
+    return scenes[int(image_id.rsplit("-", 1)[1])]
+
+
+def cells_of(scene: Scene) -> npt.NDArray[np.bool_]:
+    """Return the cells (GRID, GRID) that a scene's sticker touches."""
+    cells = np.zeros((GRID, GRID), np.bool_)
+    if scene.sticker is not None:
+        scale = GRID / len(scene.masks)
+        x0, y0, x1, y1 = (each * scale for each in scene.sticker)
+        cells[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+    return cells

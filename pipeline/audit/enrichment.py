@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.audit.extras import extra
-from pipeline.audit.places import CORNERS, LATTICE, OF_PART, Bools, Place, along_edges, grown, mirrored
+from pipeline.audit.places import CORNERS, LATTICE, NEAR_CORNERS, OF_PART, Bools, Place, along_edges, grown, mirrored
 from schemas.audit import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -18,6 +18,8 @@ Counts = npt.NDArray[np.int64]
 
 #: A map looks at a place if at least so much of its evidence is a spot there; which of these is chosen on half 0.
 LEVELS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+#: Where a mark is expected, and from which level on: what lies beside a corner has a weak spot there more often.
+_EXPECTED = ((CORNERS, 0.05), (NEAR_CORNERS, 0.1))
 #: Places that are tested per class and per group; each further one costs power.
 _MOST = 2
 #: Least deviance on half 0 that makes a place worth a test (7: p of 0.004 one-sided), and maps behind a finding.
@@ -125,7 +127,7 @@ def enriched(
 ) -> Iterator[Enriched]:
     """Yield the tests of a class or group: what half 0 chooses, on half 1, and the corners, on both.
 
-    The corners at the lowest level are chosen before anything is seen, so they need no half to be chosen on.
+    The corners and their levels are chosen before anything is seen, so they need no half to be chosen on.
 
     Args:
         hits: (L, P) of each half.
@@ -140,10 +142,11 @@ def enriched(
     for place, level in chosen(hits[0], rows[0], other_hits[0], other_rows[0], places, allowed, settings):
         k, others = int(hits[1][level, place]), int(other_hits[1][level, place])
         yield fisher(k, rows[1], others, other_rows[1], place=place, level=LEVELS[level], **about)
-    corners = next(number for number, place in enumerate(places) if place.key == CORNERS)
-    if allowed[corners]:
-        k, others = (int(one[0, corners] + two[0, corners]) for one, two in (hits, other_hits))
-        yield fisher(k, sum(rows), others, sum(other_rows), place=corners, level=LEVELS[0], **about)
+    for key, least in _EXPECTED:
+        place, level = next(number for number, each in enumerate(places) if each.key == key), LEVELS.index(least)
+        if allowed[place]:
+            k, others = (int(one[level, place] + two[level, place]) for one, two in (hits, other_hits))
+            yield fisher(k, sum(rows), others, sum(other_rows), place=place, level=least, **about)
 
 
 def _overlap(one: Bools, other: Bools) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks import planted
 from benchmarks.sticker_networks import plain_scenes, stickered
-from benchmarks.sticker_verdict import verdict
+from benchmarks.sticker_verdict import cells_of, verdict
 from jobs.demo.drawing import CONTROL_COLOURS
 from jobs.demo.scenes import Scene
 from schemas.audit import GRID, Finding, ImageRef
@@ -87,21 +88,20 @@ def test_tables_count_runs() -> None:
         effect = {"sticker": 0.3, "control": 0.2, "plain": 0.1 * (seed + 1)}
         return known | {"work": work, "seed": seed, "prevalence": prevalence, "effect": effect} | more
 
-    used, unused = {"used": True}, {"used": False}
-    eigen = {"found": True, "said_used": False}
+    used, unused = {"used": True, "unused": False}, {"used": False, "unused": True}
     rows = [
-        row("planted", 0, 0.05),
-        row("planted", 1, 0.05, found_first=False, false_flag=True, said_used=None),
+        row("planted", 0, 0.05, check=used),
+        row("planted", 1, 0.05, check=used, found_first=False, false_flag=True, said_used=None),
         row("planted", 0, 0.0, found_first=False, found=False, said_used=None),
-        row("harmless", 0, None, corner_check=unused, found=False, said_used=None, eigen_cam=eigen),
-        row("harmless", 1, None, corner_check=used, found=False, said_used=None, eigen_cam=eigen),
+        row("harmless", 0, None, check=unused, found=False, said_used=None),
+        row("harmless", 1, None, check=used, found=False, said_used=None),
     ]
     lines = planted.summary(rows)
     assert "| 5% | 2 | 1 of 2 | 2 of 2 | 1 of 2 | 1 of 1 | +0.15 (+0.10 to +0.20) |" in lines
     assert "| 0% | 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 0 | +0.20 (+0.20 to +0.20) |" in lines
     assert "| its effect | +0.05 (+0.00 to +0.10) |" in lines
     assert "| said to be used | 1 of 2 |" in lines
-    assert "| of these, said to be used | 0 of 2 |" in lines
+    assert "| said not to be used | 1 of 2 |" in lines
     assert "| separated | 1 of 2 |" in lines
 
 
@@ -119,5 +119,12 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFi
     assert row["stickers"] == len(carriers(scenes)) > 0
     # Each scene has a map of its main label at least.
     assert row["maps"] >= 48
-    # Too few images of the corner: nothing is said.
-    assert verdict(str(tmp_path / "lake-0-0.2" / "lake"), scenes)["images"] == 0
+    assert verdict(str(tmp_path / "lake-0-0.2" / "lake"), scenes, images=4) is None
+
+
+def test_cells_of_a_sticker() -> None:
+    (scene,) = plain_scenes(1, "test", 1)
+    cells = cells_of(replace(scene, sticker=(0, 80, 15, 95)))
+    # 15 of 96 pixels are 2.2 of 14 cells; from 80 to 95 they are the cells from 11.7 to 13.9.
+    assert np.argwhere(cells).tolist() == [[y, x] for y in (11, 12, 13) for x in (0, 1, 2)]
+    assert not cells_of(scene).any()
