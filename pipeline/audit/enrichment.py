@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,6 @@ Counts = npt.NDArray[np.int64]
 
 #: A map looks at a place if at least so much of its evidence is a spot there; which of these is chosen on half 0.
 LEVELS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-#: Where a mark is expected, and from which level on: what lies beside a corner has a weak spot there more often.
-_EXPECTED = ((CORNERS, 0.05), (NEAR_CORNERS, 0.1))
 #: Places that are tested per class and per group; each further one costs power.
 _MOST = 2
 #: Least deviance on half 0 that makes a place worth a test (7: p of 0.004 one-sided), and maps behind a finding.
@@ -127,7 +125,9 @@ def enriched(
 ) -> Iterator[Enriched]:
     """Yield the tests of a class or group: what half 0 chooses, on half 1, and the corners, on both.
 
-    The corners and their levels are chosen before anything is seen, so they need no half to be chosen on.
+    The corners at the lowest level are chosen before anything is seen, so they need no half to be chosen on. A spot in
+    the very corner says more than one beside it, where objects that lie in the corner have theirs, so it counts double
+    (:func:`trend`).
 
     Args:
         hits: (L, P) of each half.
@@ -142,11 +142,32 @@ def enriched(
     for place, level in chosen(hits[0], rows[0], other_hits[0], other_rows[0], places, allowed, settings):
         k, others = int(hits[1][level, place]), int(other_hits[1][level, place])
         yield fisher(k, rows[1], others, other_rows[1], place=place, level=LEVELS[level], **about)
-    for key, least in _EXPECTED:
-        place, level = next(number for number, each in enumerate(places) if each.key == key), LEVELS.index(least)
-        if allowed[place]:
-            k, others = (int(one[level, place] + two[level, place]) for one, two in (hits, other_hits))
-            yield fisher(k, sum(rows), others, sum(other_rows), place=place, level=least, **about)
+    by_key = {place.key: number for number, place in enumerate(places)}
+    very, near = by_key[CORNERS], by_key[NEAR_CORNERS]
+    if allowed[near]:
+        own, others = ([int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits))
+        test = fisher(own[1], sum(rows), others[1], sum(other_rows), place=near, level=LEVELS[0], **about)
+        yield replace(test, p=trend((own[0], own[1]), sum(rows), (others[0], others[1]), sum(other_rows)))
+
+
+def trend(own: tuple[int, int], rows: int, other: tuple[int, int], other_rows: int) -> float:
+    """Return the exact one-sided p that ``rows`` score so high or higher, all being drawn from one urn.
+
+    A row scores 2, 1 or 0; the exact form of the test of Cochran (1954) and Armitage (1955).
+
+    Args:
+        own: how many score 2, and how many 1 or 2.
+        rows: in all.
+        other: as ``own``, of those that they are compared with.
+        other_rows: as ``rows``.
+    """
+    draw = extra("scipy.stats").hypergeom
+    total, twos = rows + other_rows, own[0] + other[0]
+    ones = own[1] + other[1] - twos
+    drawn = np.arange(max(0, rows - (total - twos)), min(twos, rows) + 1)
+    left = own[0] + own[1] - 2 * drawn  # to be scored by ones
+    chance = draw.pmf(drawn, total, twos, rows) * draw.sf(left - 1, total - twos, ones, rows - drawn)
+    return float(min(1.0, chance.sum()))
 
 
 def _overlap(one: Bools, other: Bools) -> float:

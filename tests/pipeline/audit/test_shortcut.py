@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from pipeline.audit.enrichment import LEVELS, Surroundings, count, fisher
+from pipeline.audit.enrichment import LEVELS, Surroundings, count, fisher, trend
 from pipeline.audit.findings.shortcut import KIND
 from pipeline.audit.places import LATTICE, NEAR_CORNERS, along_edges, plain_places, spots, where, window_shares
 from schemas.audit import GRID, Finding
@@ -163,6 +165,21 @@ def test_fishers_exact_test() -> None:
     assert test.p == pytest.approx(fisher_exact([[12, 188], [9, 591]], alternative="greater").pvalue)
     assert test.ratio == pytest.approx(4, rel=0.05)
     assert test.low < 4 < test.high
+
+
+def test_exact_trend() -> None:
+    from scipy.stats import fisher_exact
+
+    # Without rows that score 1 it is Fisher's test.
+    assert trend((7, 7), 40, (3, 3), 90) == pytest.approx(
+        fisher_exact([[7, 33], [3, 87]], alternative="greater").pvalue
+    )
+    assert trend((0, 0), 40, (0, 0), 90) == 1.0
+    # All ways to deal three of eight cards, which score 2, 2, 1, 1, 1, 0, 0, 0.
+    scores = [2, 2, 1, 1, 1, 0, 0, 0]
+    dealt = [sum(scores[each] for each in hand) for hand in combinations(range(8), 3)]
+    assert trend((1, 3), 3, (1, 2), 5) == pytest.approx(sum(each >= 4 for each in dealt) / len(dealt))
+    assert trend((2, 2), 3, (0, 3), 5) == pytest.approx(sum(each >= 4 for each in dealt) / len(dealt))
 
 
 def surroundings(own: np.ndarray, others: np.ndarray) -> Surroundings:
