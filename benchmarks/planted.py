@@ -2,270 +2,256 @@
 
     python -m benchmarks.planted FOLDER [--seeds 20] [--prevalence 0.2 0.1 0.05 0.02 0.01 0] [--json FILE]
 
-For each seed and prevalence a network of the demo is trained on scenes of which that share of the eights carries a
-sticker in a corner (all of them at one site), held-out scenes with the same stickers are explained with Grad-CAM, and
-their lake is audited. *Found first*: the audit's first finding is about the digit eight and a corner. *Flagged*: some
-shortcut is among the findings, whichever; at prevalence 0 it is a false one. *Confirmed*: the causal check says that
-the model uses the first finding's place.
+For each seed and prevalence the demo's network is trained on scenes of which that share of the eights carries a sticker
+in a corner (all of them at one of three sites), held-out scenes with as many stickers are explained with Grad-CAM, and
+their lake is audited, with the causal check.
 
-The network of prevalence 0 also explains scenes that do carry stickers: there the sticker is seen with the eight, and
-not used. *Harmless*: the causal check of the sticker's corner does not say that it is used.
+- *Found first*: the audit's first finding is about the digit eight, its place is at the corners, and at least half of
+  its images carry the sticker.
+- *False flag*: some finding of the kind ``shortcut`` is not about the sticker; at prevalence 0, any such finding.
+- *Said to be used*: the causal check of a finding about the sticker says that the model uses it.
+- *Sticker's effect*: mean rise of the probability of 'eight' where the sticker is pasted into scenes without an eight.
 
-Results are kept in FOLDER as they come (rows.jsonl), so that the same command goes on where it stopped.
+The harmless cue is a grey patch of the same shape (the demo's control) at the places of the stickers of prevalence 0.2,
+in the held-out scenes only; the network is that of prevalence 0, which it hardly moves (its effect is measured like the
+sticker's). The coloured sticker would not do: it looks a little like an eight to networks that never saw it. *Flagged*:
+some finding is about the patch. *Said to be used*, *said not to be used*: by the causal check of the very patches,
+made whether or not anything was found. *Separated*: made of the seed's stickers at prevalence 0.05, the same check says
+that they are used, and of the patches it does not.
+
+What comes is kept in FOLDER (networks, lakes, ``rows.jsonl``), so that the same command goes on where it stopped;
+``--again`` audits kept lakes anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from benchmarks.inputs import positive, say
-from jobs.demo.network import DigitNet, digit_net
-from jobs.demo.scenes import SceneSpec, make_scenes
-from jobs.demo.shards import write_shards
-from jobs.demo.train import Course, default_courses, save_weights, train
-from pipeline.audit.causal import check_findings
-from pipeline.audit.findings.base import Evidence, image_refs
-from pipeline.audit.frame import make_frame
+from benchmarks.sticker_networks import PLAIN, Sizes, explained, held_out, loaded, network, plain_scenes
+from benchmarks.sticker_verdict import verdict
+from jobs.demo.drawing import CONTROL_COLOURS
+from jobs.demo.evaluate import measure_accuracy, measure_sticker
 from pipeline.audit.run import run_audit
-from pipeline.audit.state import State
-from pipeline.audit.unit import add_unit
 from pipeline.lake import open_lake
 from schemas.audit import GRID, Finding, Settings
 
-_CORNER = 4  # cells of the canonical grid that a sticker in the corner reaches
 _LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.0)
-#: Prevalence of the stickers that the network of prevalence 0 is shown.
+_CORNER = 4  # cells of the canonical grid, from either edge, that a sticker in a corner reaches
+#: Prevalence of the harmless patches.
 _HARMLESS = 0.2
+#: Prevalence at which the sticker is held against the harmless patch.
+_SEPARATED = 0.05
+_CAUSAL = 32
+#: Held-out scenes on which accuracy and the sticker's effect are measured.
+_MEASURED = 400
+
+Row = dict[str, Any]
 
 
-def spec_of(prevalence: float) -> SceneSpec:
-    """Return the scenes' specification."""
-    return SceneSpec(prevalence=prevalence)
-
-
-def network(folder: Path, seed: int, prevalence: float) -> Path:
-    """Return the weights of the network of a seed and a prevalence, trained where they are not there yet.
-
-    The course on close-ups, which shows no stickers, is the same for all prevalences of a seed.
-    """
-    path = folder / f"net-{seed}-{prevalence:g}.safetensors"
-    if path.is_file():
-        return path
-    spec = spec_of(prevalence)
-    close_ups, scenes = default_courses(spec)
-    first = folder / f"close-ups-{seed}.safetensors"
-    held_out = make_scenes(200, split="test", seed=seed + 5000, spec=spec_of(_HARMLESS))
-    if not first.is_file():
-        _save(train(held_out, spec_of(_HARMLESS), seed=seed, courses=[close_ups]).model, first)
-    model = _trained_on(first, scenes, seed)
-    save_weights(model, path, spec.size)
-    return path
-
-
-def _save(model: DigitNet, path: Path) -> None:
-    save_file({name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}, path)
-
-
-def _trained_on(first: Path, course: Course, seed: int) -> DigitNet:
-    from jobs.demo.evaluate import to_tensors
-    from jobs.demo.train import fit
-
-    model = digit_net()
-    model.load_state_dict(load_file(first))
-    model = model.to(memory_format=torch.channels_last)
-    scenes = make_scenes(course.scenes, split="train", seed=1000 + seed, spec=course.spec)
-    fit(model, *to_tensors(scenes), epochs=course.epochs, learning_rate=course.learning_rate, seed=seed)
-    return model.to(memory_format=torch.contiguous_format)
-
-
-def lake_of(folder: Path, weights: Path, seed: int, prevalence: float, count: int) -> str:
-    """Explain ``count`` held-out scenes and return the lake's URI."""
-    from tests.jobs.inline import run_inline
-
-    shutil.rmtree(folder, ignore_errors=True)
-    scenes = make_scenes(count, split="test", seed=seed + 9000, spec=spec_of(prevalence))
-    write_shards(scenes, folder / "shards", shards=4)
-    run_inline(
-        {
-            "source": {
-                "uri": str(folder / "shards" / "scenes-*.tar"),
-                "format": "webdataset",
-                "label": "cls",
-                "attributes": ["site", {"name": "sticker", "type": "bool"}],
-            },
-            "model": {
-                "name": "jobs.demo.network:digit_net",
-                "weights": str(weights),
-                "activation": "sigmoid",
-            },
-            "targets": {"label": True, "threshold": 0.5},
-            "methods": ["grad_cam"],
-            "output": {"uri": str(folder / "lake")},
-            "compute": {"batch_size": 32},
-        }
-    )
-    return str(folder / "lake")
-
-
-def at_a_corner(finding: Finding) -> bool:
-    """Say whether a finding's place is at a corner."""
+def at_corners(finding: Finding) -> bool:
+    """Say whether most of a finding's place is at corners of the view."""
     if finding.measure == "corner_enrichment":
         return True
     zone = finding.details.get("zone")
     if zone is None:
         return False
-    y, x = np.argwhere(np.asarray(zone, np.bool_)).mean(0)
-    return all(each < _CORNER or each > GRID - 1 - _CORNER for each in (y, x))
+    rows, columns = np.nonzero(np.asarray(zone, np.bool_))
+    near = [np.minimum(each, GRID - 1 - each) < _CORNER for each in (rows, columns)]
+    return bool((near[0] & near[1]).mean() >= 0.5)
 
 
-def planted(folder: Path, seed: int, prevalence: float, count: int) -> dict[str, Any]:
-    """Train, explain, audit, and say what came out."""
-    weights = network(folder, seed, prevalence)
-    home = folder / f"work-{seed}-{prevalence:g}"
-    lake = lake_of(home, weights, seed, prevalence, count)
-    settings = Settings(groups=("site",))
-    result = run_audit(lake, settings, str(home / "audit"), say=lambda line: None, workers=0, causal=32)
-    first = result.findings[0] if result.findings else None
-    spec = spec_of(prevalence)
-    row = {
-        "work": "planted",
-        "seed": seed,
-        "prevalence": prevalence,
-        "found_first": first is not None and first.target_class == spec.sticker_class and at_a_corner(first),
-        "flagged": any(finding.kind == "shortcut" for finding in result.findings),
-        "confirmed": first is not None and first.causal is not None and first.causal.used,
-        "false_confirmed": any(
-            finding.kind == "shortcut" and finding.causal is not None and finding.causal.used
-            for finding in result.findings
-        ),
-        "findings": [
-            {
-                "kind": finding.kind,
-                "class": finding.target_class,
-                "attribute": finding.attribute,
-                "value": finding.value,
-                "measure": finding.measure,
-                "severity": round(finding.severity, 1),
-                "used": None if finding.causal is None else finding.causal.used,
-            }
-            for finding in result.findings[:5]
-        ],
+def about_the_sticker(finding: Finding, marked: set[str]) -> bool:
+    """Say whether a finding is about the sticker: its class, its place, and at least half of its images."""
+    return (
+        finding.target_class == PLAIN.sticker_class
+        and at_corners(finding)
+        and bool(finding.images)
+        and bool(np.mean([image.image_id in marked for image in finding.images]) >= 0.5)
+    )
+
+
+def marked_images(lake: str) -> set[str]:
+    """Return the ids of the images that carry a sticker."""
+    table = open_lake(lake).images.to_table(columns=["image_id", "sticker"])
+    pairs = zip(table["image_id"].to_pylist(), table["sticker"].to_pylist(), strict=True)
+    return {image for image, sticker in pairs if sticker}
+
+
+def audited(lake: str, home: Path) -> Row:
+    """Audit a lake and return what came of it."""
+    output = str(home.absolute() / "audit")
+    result = run_audit(lake, Settings(groups=("site",)), output, say=lambda line: None, workers=0, causal=_CAUSAL)
+    marked = marked_images(lake)
+    right = [about_the_sticker(each, marked) for each in result.findings]
+    shortcuts = [each.kind == "shortcut" for each in result.findings]
+    about = [each for each, it in zip(result.findings, right, strict=True) if it]
+    checked = next((each for each in about if each.causal is not None), None)
+    return {
+        "stickers": len(marked),
+        "maps": result.manifest.counted,
+        "found_first": bool(right) and right[0],
+        "found": bool(about),
+        "flagged": any(shortcuts),
+        "false_flag": any(is_one and not it for is_one, it in zip(shortcuts, right, strict=True)),
+        "said_used": None if checked is None or checked.causal is None else checked.causal.used,
+        "findings": [_short(each, it) for each, it in zip(result.findings, right, strict=True)],
     }
-    shutil.rmtree(home)
+
+
+def _short(finding: Finding, right: bool) -> Row:
+    return {
+        "kind": finding.kind,
+        "class": finding.target_class,
+        "group": f"{finding.attribute}={finding.value}" if finding.attribute else None,
+        "measure": finding.measure,
+        "where": finding.details.get("where"),
+        "severity": round(finding.severity, 1),
+        "effect": finding.effect,
+        "q": finding.q,
+        "used": None if finding.causal is None else finding.causal.used,
+        "sticker": right,
+    }
+
+
+def planted(folder: Path, seed: int, prevalence: float, sizes: Sizes) -> Row:
+    """Train, explain, audit, and say what came out."""
+    weights = network(folder, seed, prevalence, sizes)
+    home = folder / f"lake-{seed}-{prevalence:g}"
+    lake = explained(home, weights, lambda: held_out(seed, prevalence, sizes), sizes)
+    row = {"work": "planted", "seed": seed, "prevalence": prevalence} | _learnt(weights, seed, sizes)
+    row |= audited(lake, home)
+    if prevalence == _SEPARATED:
+        row["check"] = verdict(lake, held_out(seed, prevalence, sizes))
     return row
 
 
-def harmless(folder: Path, seed: int, count: int) -> dict[str, Any]:
-    """Check the sticker's corner with a network that never saw a sticker."""
-    weights = network(folder, seed, 0.0)
-    home = folder / f"work-{seed}-harmless"
-    lake = open_lake(lake_of(home, weights, seed, _HARMLESS, count))
-    frame = make_frame(lake, Settings(groups=("sticker",)))
-    state = State(frame)
-    for unit_id in lake.commits:
-        add_unit(state, lake, unit_id, None)
-    sample = state.sample.table
-    chosen = [
-        sticker == "True" and target == spec_of(_HARMLESS).sticker_class
-        for sticker, target in zip(sample["group:sticker"].to_pylist(), sample["target_class"].to_pylist(), strict=True)
+def harmless(folder: Path, seed: int, sizes: Sizes) -> Row:
+    """Audit and check patches that go with the class, and that the network does not use."""
+    weights = network(folder, seed, 0.0, sizes)
+    home = folder / f"lake-{seed}-harmless"
+    scenes = partial(held_out, seed, _HARMLESS, sizes, CONTROL_COLOURS)
+    lake = explained(home, weights, scenes, sizes)
+    row = {"work": "harmless", "seed": seed, "prevalence": None} | _learnt(weights, seed, sizes)
+    return row | audited(lake, home) | {"check": verdict(lake, scenes())}
+
+
+def _learnt(weights: Path, seed: int, sizes: Sizes) -> Row:
+    """Return how well a network does, and what the sticker alone does to it."""
+    scenes = plain_scenes(min(_MEASURED, sizes.held_out), "test", 5000 + seed)
+    model = loaded(weights)
+    accuracy = measure_accuracy(model, scenes)
+    effect = measure_sticker(model, scenes, PLAIN, seed=seed)
+    return {"mean_average_precision": accuracy.mean_average_precision, "effect": asdict(effect)}
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Return tables in Markdown."""
+    lines = [
+        "| prevalence | seeds | found first | found | false flag | said to be used | sticker's effect (range) |",
+        "|---|---|---|---|---|---|---|",
     ]
-    images = image_refs(sample.filter(chosen), most=64)
-    zone = np.zeros((GRID, GRID), np.int64)
-    zone[:_CORNER] = zone[-_CORNER:] = 1
-    zone[:, _CORNER:-_CORNER] = 0
-    finding = Finding(
-        finding_id="sticker",
-        kind="shortcut",
-        title="The sticker",
-        sentence="It is there.",
-        severity=50.0,
-        target_class=spec_of(_HARMLESS).sticker_class,
-        n=len(images),
-        images=images,
-        details={"zone": zone.tolist()},
-    )
-    (checked,) = check_findings(Evidence(frame, state, lake, sample), [finding], images=64, say=say)
-    shutil.rmtree(home)
-    return {
-        "work": "harmless",
-        "seed": seed,
-        "images": len(images),
-        "harmless": checked.causal is not None and not checked.causal.used,
-        "change": None if checked.causal is None else checked.causal.change,
-    }
-
-
-def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table for people."""
-    lines = ["prevalence   seeds   found first   flagged   confirmed   a used shortcut flagged"]
-    for level in sorted({row["prevalence"] for row in rows if row["work"] == "planted"}, reverse=True):
-        mine = [row for row in rows if row["work"] == "planted" and row["prevalence"] == level]
-
-        def share(name: str, mine: list[dict[str, Any]] = mine) -> str:
-            return f"{sum(bool(row[name]) for row in mine) / len(mine):.0%}"
-
+    mine = [row for row in rows if row["work"] == "planted"]
+    for level in sorted({row["prevalence"] for row in mine}, reverse=True):
+        some = [row for row in mine if row["prevalence"] == level]
+        checked = [row["said_used"] for row in some if row["said_used"] is not None]
         lines.append(
-            f"{level:10.0%} {len(mine):7d} {share('found_first'):>13} {share('flagged'):>9} {share('confirmed'):>11} "
-            f"{share('false_confirmed'):>25}"
+            f"| {level:.0%} | {len(some)} | {_of(row['found_first'] for row in some)} | "
+            f"{_of(row['found'] for row in some)} | {_of(row['false_flag'] for row in some)} | {_of(checked)} | "
+            f"{_effect(some)} |"
         )
     unused = [row for row in rows if row["work"] == "harmless"]
     if unused:
-        right = sum(row["harmless"] for row in unused)
-        lines.append(f"\na sticker that is there and not used: said to be unused in {right} of {len(unused)} runs")
+        stickers = {row["seed"]: row["check"] for row in mine if row.get("check")}
+        checked = [row["check"] for row in unused if row["check"]]
+        pairs = [(stickers[row["seed"]], row["check"]) for row in unused if row["check"] and row["seed"] in stickers]
+        lines += [
+            "",
+            "| the harmless patch | |",
+            "|---|---|",
+            f"| its effect | {_effect(unused, 'control')} |",
+            f"| flagged | {_of(row['found'] for row in unused)} |",
+            f"| other false flags | {_of(row['false_flag'] for row in unused)} |",
+            f"| said to be used | {_of(each['used'] for each in checked)} |",
+            f"| said not to be used | {_of(each['unused'] for each in checked)} |",
+            f"| stickers said to be used | {_of(one['used'] for one, _ in pairs)} |",
+            f"| separated | {_of(one['used'] and not other['used'] for one, other in pairs)} |",
+        ]
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run what is left and print the table."""
+def _of(values: Iterable[bool | None]) -> str:
+    """Return 'k of n'."""
+    listed = [bool(value) for value in values]
+    return f"{sum(listed)} of {len(listed)}"
+
+
+def _effect(rows: Sequence[Row], what: str = "sticker") -> str:
+    found = [row["effect"][what] - row["effect"]["plain"] for row in rows]
+    return f"{np.mean(found):+.2f} ({min(found):+.2f} to {max(found):+.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is left and print the tables."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.planted",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="for networks and results")
+    parser.add_argument("folder", type=Path, help="for networks, lakes and results")
     parser.add_argument("--seeds", type=positive, default=20, help="networks per prevalence (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     parser.add_argument("--prevalence", type=float, nargs="+", default=list(_LEVELS), help="shares of the eights")
-    parser.add_argument("--scenes", type=positive, default=2400, help="held-out scenes per lake (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="torch threads (default: torch's own)")
+    parser.add_argument("--no-harmless", action="store_true", help="leave the harmless sticker out")
+    parser.add_argument("--again", action="store_true", help="audit what is there anew (networks and lakes are kept)")
+    parser.add_argument("--threads", type=positive, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--close-ups", type=positive, default=7000, help="of the first course (default: %(default)s)")
+    parser.add_argument("--scenes", type=positive, default=6000, help="of the second course (default: %(default)s)")
+    parser.add_argument("--held-out", type=positive, default=2400, help="scenes per lake (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    sizes = Sizes(options.close_ups, options.scenes, options.held_out, options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
     kept = options.folder / "rows.jsonl"
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
-    done = {(row["work"], row["seed"], row.get("prevalence")) for row in rows}
-    for seed in range(options.seeds):
-        todo: list[tuple[tuple[str, int, float | None], Callable[[], dict[str, Any]]]] = [
-            (("planted", seed, level), partial(planted, options.folder, seed, level, options.scenes))
+    rows = _read(kept)
+    for seed in range(options.first, options.first + options.seeds):
+        todo: list[tuple[tuple[str, int, float | None], Callable[[], Row]]] = [
+            (("planted", seed, level), partial(planted, options.folder, seed, level, sizes))
             for level in options.prevalence
         ]
-        if 0.0 in options.prevalence:
-            todo.append((("harmless", seed, None), partial(harmless, options.folder, seed, options.scenes)))
+        if not options.no_harmless:
+            todo.append((("harmless", seed, None), partial(harmless, options.folder, seed, sizes)))
         for key, make in todo:
-            if key in done:
+            if key in rows and not options.again:
                 continue
-            began = time.perf_counter()
-            row = make()
-            rows.append(row)
+            began, cpu = time.perf_counter(), time.process_time()
+            rows[key] = make()
             with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            say(f"{key}: {time.perf_counter() - began:.0f} s")
-    print("\n".join(summary(rows)))
+                file.write(json.dumps(rows[key]) + "\n")
+            say(f"{key}: {time.perf_counter() - began:.0f} s, {time.process_time() - cpu:.0f} s of CPU")
+    print("\n".join(summary(list(rows.values()))))
     if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"rows": list(rows.values())}, indent=1))
     return 0
+
+
+def _read(kept: Path) -> dict[tuple[str, int, float | None], Row]:
+    """Return the rows that are kept; of two of the same work the later one counts."""
+    if not kept.is_file():
+        return {}
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    return {(row["work"], row["seed"], row["prevalence"]): row for row in rows}
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class CausalCheck(BaseModel):
     control: float
     low: float
     high: float
-    used: bool = Field(description="The interval lies below zero: the model uses what is there.")
+    used: bool = Field(description="The probability falls, surely and far enough: the model uses what is there.")
 
 
 class Finding(BaseModel):

@@ -42,14 +42,16 @@ _REACH = 3
 _OF_PEAK = 0.25
 #: Mean probabilities beyond which changes are of log-odds, since the probability itself hardly moves any more.
 _SATURATED = (0.02, 0.98)
-#: Least mean difference that says that an area is used, and lower end that says that it is not; by scale.
-_LEAST = {"probability": 0.02, "log-odds": 0.1}
+#: Least mean change, and least mean difference to the control, that say that an area is used (a twentieth of
+#: probability, as for shares elsewhere in the audit, and what that is in log-odds at one half), and the lower end that
+#: says that it is not; by scale.
+_LEAST = {"probability": 0.05, "log-odds": 0.2}
 _NOTHING = {"probability": 0.1, "log-odds": 1.0}
 _USED, _UNUSED = 1.25, 0.3
 
 
 @dataclass(frozen=True)
-class _Odds:
+class Odds:
     """Log-odds of N images: as they are, with the area painted over, with others, with one of equal evidence."""
 
     before: Floats
@@ -88,7 +90,7 @@ def check_findings(
     )
     trouble: CamlakeError | None = None
     for number in wanted:
-        odds, wrong = _measure(evidence, model, result[number].images[:images], zones[number])
+        odds, wrong = measure(evidence, model, result[number].images[:images], _strongest_in(zones[number]))
         trouble = trouble or wrong
         if odds is not None:
             result[number] = judged(result[number], odds.before, odds.after, odds.control, odds.equal)
@@ -97,6 +99,10 @@ def check_findings(
         why = f" ({trouble})" if trouble else ""
         say(f"causal check left out for {missing} of {len(wanted)} findings: too few of their pictures can be had{why}")
     return result
+
+
+def _strongest_in(zone: Bools) -> Callable[[ImageRef, Maps], Bools]:
+    return lambda reference, density: area_of(density, zone)
 
 
 def zone_of(finding: Finding) -> Bools | None:
@@ -115,10 +121,20 @@ def zone_of(finding: Finding) -> Bools | None:
     return ends[:, None] | ends[None, :]
 
 
-def _measure(
-    evidence: Evidence, model: LakeModel, references: Sequence[ImageRef], zone: Bools
-) -> tuple[_Odds | None, CamlakeError | None]:
-    """Return the odds, or None where too few pictures can be had, and what was in the way."""
+def measure(
+    evidence: Evidence, model: LakeModel, references: Sequence[ImageRef], area: Callable[[ImageRef, Maps], Bools]
+) -> tuple[Odds | None, CamlakeError | None]:
+    """Paint over an area of each image, and other areas of the same form, and ask the model.
+
+    Args:
+        evidence: of the audit; its sample has the maps.
+        model: of the lake.
+        references: images, each with the class that is asked about.
+        area: gives the cells (GRID, GRID) of an image and its map (GRID, GRID).
+
+    Returns:
+        The odds, or None where too few pictures can be had, and what was in the way.
+    """
     maps = _maps(evidence.sample, references)
     trouble: CamlakeError | None = None
     found: list[Floats] = []
@@ -127,8 +143,8 @@ def _measure(
         if density is None or reference.target_class is None:
             continue
         rng = np.random.default_rng(int(keys_of([reference.image_id], evidence.frame.settings.seed)[0]))
-        area = area_of(density, zone)
-        others = controls(density, area, rng)
+        painted = area(reference, density)
+        others = controls(density, painted, rng)
         if not others:
             continue
         try:
@@ -138,14 +154,14 @@ def _measure(
             trouble = trouble or error
             continue
         size = (image.shape[1], image.shape[2])
-        changed = [painted_over(image, pixels_of(cells, size), rng) for cells in (area, *others)]
+        changed = [painted_over(image, pixels_of(cells, size), rng) for cells in (painted, *others)]
         odds = model.odds(torch.stack([image, *changed]), reference.target_class)
         if np.isfinite(odds).all():
             found.append(odds)
     if len(found) < _FEWEST:
         return None, trouble
     table = np.stack(found)
-    return _Odds(table[:, 0], table[:, 1], table[:, 2:-1], table[:, -1]), trouble
+    return Odds(table[:, 0], table[:, 1], table[:, 2:-1], table[:, -1]), trouble
 
 
 def _maps(sample: pa.Table, references: Sequence[ImageRef]) -> dict[tuple[str, int | None], Maps]:
@@ -205,9 +221,11 @@ def controls(density: Maps, area: Bools, rng: np.random.Generator) -> list[Bools
 def judged(finding: Finding, before: Floats, after: Floats, control: Floats, equal: Floats) -> Finding:
     """Return a finding with what the check says of it.
 
-    The interval is Student's, of the paired differences over the images. Used: it lies below zero, and the mean
-    difference is at least 0.02 of probability (0.1 of log-odds, where the mean probability is below 0.02 or above
-    0.98). Not used: it is not, and the interval lies above -0.1 (-1).
+    The interval is Student's, of the paired differences over the images. Used: it lies below zero, and the probability
+    falls by 0.05 at least on average, both against the control and by itself (0.2 of log-odds, where the mean
+    probability is below 0.02 or above 0.98). By itself, since painting over areas without evidence for a class may take
+    away evidence against it: where the control rises, an area that does nothing differs from it. Not used: it is not,
+    and the interval lies above -0.1 (-1).
 
     Args:
         finding: that was checked.
@@ -225,7 +243,7 @@ def judged(finding: Finding, before: Floats, after: Floats, control: Floats, equ
     difference = change - elsewhere
     n, mean = len(difference), float(difference.mean())
     half = float(extra("scipy.stats").t.ppf(0.975, n - 1) * difference.std(ddof=1) / np.sqrt(n))
-    used = mean + half < 0 and mean <= -_LEAST[scale]
+    used = mean + half < 0 and max(mean, float(change.mean())) <= -_LEAST[scale]
     check = CausalCheck(
         images=n,
         change=float(change.mean()),
@@ -265,4 +283,4 @@ def _probability(odds: Floats) -> Floats:
     return 1 / (1 + np.exp(-np.clip(odds, -700, 700)))
 
 
-__all__ = ["MOST_FINDINGS", "area_of", "check_findings", "controls", "judged", "zone_of"]
+__all__ = ["MOST_FINDINGS", "Odds", "area_of", "check_findings", "controls", "judged", "measure", "zone_of"]

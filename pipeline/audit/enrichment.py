@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.audit.extras import extra
-from pipeline.audit.places import CORNERS, LATTICE, OF_PART, Bools, Place, along_edges, grown, mirrored
+from pipeline.audit.places import CORNERS, LATTICE, NEAR_CORNERS, OF_PART, Bools, Place, along_edges, grown, mirrored
 from schemas.audit import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -125,7 +125,9 @@ def enriched(
 ) -> Iterator[Enriched]:
     """Yield the tests of a class or group: what half 0 chooses, on half 1, and the corners, on both.
 
-    The corners at the lowest level are chosen before anything is seen, so they need no half to be chosen on.
+    The corners at the lowest level are chosen before anything is seen, so they need no half to be chosen on. A spot in
+    the very corner says more than one beside it, where objects that lie in the corner have theirs, so it counts double
+    (:func:`trend`).
 
     Args:
         hits: (L, P) of each half.
@@ -140,10 +142,32 @@ def enriched(
     for place, level in chosen(hits[0], rows[0], other_hits[0], other_rows[0], places, allowed, settings):
         k, others = int(hits[1][level, place]), int(other_hits[1][level, place])
         yield fisher(k, rows[1], others, other_rows[1], place=place, level=LEVELS[level], **about)
-    corners = next(number for number, place in enumerate(places) if place.key == CORNERS)
-    if allowed[corners]:
-        k, others = (int(one[0, corners] + two[0, corners]) for one, two in (hits, other_hits))
-        yield fisher(k, sum(rows), others, sum(other_rows), place=corners, level=LEVELS[0], **about)
+    by_key = {place.key: number for number, place in enumerate(places)}
+    very, near = by_key[CORNERS], by_key[NEAR_CORNERS]
+    if allowed[near]:
+        own, others = ([int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits))
+        test = fisher(own[1], sum(rows), others[1], sum(other_rows), place=near, level=LEVELS[0], **about)
+        yield replace(test, p=trend((own[0], own[1]), sum(rows), (others[0], others[1]), sum(other_rows)))
+
+
+def trend(own: tuple[int, int], rows: int, other: tuple[int, int], other_rows: int) -> float:
+    """Return the exact one-sided p that ``rows`` score so high or higher, all being drawn from one urn.
+
+    A row scores 2, 1 or 0; the exact form of the test of Cochran (1954) and Armitage (1955).
+
+    Args:
+        own: how many score 2, and how many 1 or 2.
+        rows: in all.
+        other: as ``own``, of those that they are compared with.
+        other_rows: as ``rows``.
+    """
+    draw = extra("scipy.stats").hypergeom
+    total, twos = rows + other_rows, own[0] + other[0]
+    ones = own[1] + other[1] - twos
+    drawn = np.arange(max(0, rows - (total - twos)), min(twos, rows) + 1)
+    left = own[0] + own[1] - 2 * drawn  # to be scored by ones
+    chance = draw.pmf(drawn, total, twos, rows) * draw.sf(left - 1, total - twos, ones, rows - drawn)
+    return float(min(1.0, chance.sum()))
 
 
 def _overlap(one: Bools, other: Bools) -> float:

@@ -20,8 +20,9 @@ EDGE = 0.2
 _FAR = 2  # windows around a spot that hold less
 _ROWS = 8192
 _ENDS = (0, LATTICE - 1)
-#: The very corners, of which a mark is to be expected before anything is seen.
-CORNERS = "corners-00"
+#: Places at which a mark is to be expected before anything is seen: the very corners, and with them the windows beside
+#: them along an edge, since a mark in a corner is not always in the middle of the outermost window.
+CORNERS, NEAR_CORNERS = "corners-00", "corners-near"
 #: Least share of a spot within a part for the map to look at that part.
 OF_PART = 0.1
 #: Of a part, cells of at least this share of its largest belong to it.
@@ -98,6 +99,8 @@ def plain_places() -> list[Place]:
             found.append(_place(f"mirrored-{y:02d}-{x:02d}", _mirrored(y, x), mirrored(near)))
         if y < 2 and x < 2:
             found.append(_place(f"corners-{y}{x}", _mirrored(y, x), mirrored(_just(y, x))))
+    near = _just(0, 0) | _just(0, 1) | _just(1, 0)
+    found.append(_place(NEAR_CORNERS, _mirrored(0, 0), mirrored(near)))
     return found
 
 

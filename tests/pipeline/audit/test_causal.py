@@ -220,3 +220,8 @@ def test_what_the_images_do_not_tell_stays() -> None:
     assert tiny.causal.high < 0
     assert not tiny.causal.used
     assert tiny.severity == pytest.approx(15.0)
+    # Nor is it a use that painting over other areas raises the probability.
+    raised = judged(found, before, before - 0.04, np.full((8, 3), 0.3) + np.linspace(0, 0.01, 8)[:, None], np.zeros(8))
+    assert raised.causal is not None
+    assert raised.causal.high < -0.05
+    assert not raised.causal.used

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from pipeline.audit.enrichment import LEVELS, Surroundings, count, fisher
+from pipeline.audit.enrichment import LEVELS, Surroundings, count, fisher, trend
 from pipeline.audit.findings.shortcut import KIND
-from pipeline.audit.places import LATTICE, along_edges, plain_places, spots, where, window_shares
+from pipeline.audit.places import LATTICE, NEAR_CORNERS, along_edges, plain_places, spots, where, window_shares
 from schemas.audit import GRID, Finding
 from tests.pipeline.audit.planted import SITES, Planted, blobs, evidence, planted, table
 
@@ -117,6 +119,22 @@ def test_spots_stand_by_themselves() -> None:
     assert window_shares(np.ones((1, GRID, GRID))) == pytest.approx(9 / 196)
 
 
+def test_a_mark_beside_the_outermost_window_is_at_the_corners() -> None:
+    place = next(place for place in plain_places() if place.key == NEAR_CORNERS)
+    assert np.argwhere(place.windows[:3, :3]).tolist() == [[0, 0], [0, 1], [1, 0]]
+    assert np.array_equal(place.windows, place.windows[::-1]) and np.array_equal(place.windows, place.windows[:, ::-1])
+    # Spots of a quarter of the evidence, a cell further along the edge than the very corner.
+    rng = np.random.default_rng(0)
+    target, marked = np.repeat([0, 1], 400), np.arange(800) < 24
+    y, x = rng.normal(0.5, 0.08, (2, 800))
+    size = np.full(800, 0.08)
+    maps = blobs(y, x, size, size, (GRID, GRID))
+    mark = blobs(np.full(800, 2.5 / GRID), np.full(800, 1.5 / GRID), size / 2, size / 2, (GRID, GRID))
+    maps = np.where(marked[:, None, None], 0.75 * maps + 0.25 * mark, maps)
+    (found,) = KIND().find(evidence(table(maps, target)))
+    assert (found.target_class, found.details["where"], found.details["share"]) == (0, "the corners", 24 / 400)
+
+
 def test_places_in_words() -> None:
     names = {place.key: (place.words, place.outer) for place in plain_places()}
     assert names["at-00-00"] == ("the upper left corner", True)
@@ -125,6 +143,7 @@ def test_places_in_words() -> None:
     assert names["at-05-05"] == ("the middle", False)
     assert names["at-03-03"] == ("the upper left part", False)
     assert names["mirrored-00-00"] == ("the corners", True)
+    assert names[NEAR_CORNERS] == ("the corners", True)
     assert names["mirrored-00-04"] == ("the upper or lower edge", True)
     assert where(0.5, 0.25) == "the left part"
 
@@ -146,6 +165,21 @@ def test_fishers_exact_test() -> None:
     assert test.p == pytest.approx(fisher_exact([[12, 188], [9, 591]], alternative="greater").pvalue)
     assert test.ratio == pytest.approx(4, rel=0.05)
     assert test.low < 4 < test.high
+
+
+def test_exact_trend() -> None:
+    from scipy.stats import fisher_exact
+
+    # Without rows that score 1 it is Fisher's test.
+    assert trend((7, 7), 40, (3, 3), 90) == pytest.approx(
+        fisher_exact([[7, 33], [3, 87]], alternative="greater").pvalue
+    )
+    assert trend((0, 0), 40, (0, 0), 90) == 1.0
+    # All ways to deal three of eight cards, which score 2, 2, 1, 1, 1, 0, 0, 0.
+    scores = [2, 2, 1, 1, 1, 0, 0, 0]
+    dealt = [sum(scores[each] for each in hand) for hand in combinations(range(8), 3)]
+    assert trend((1, 3), 3, (1, 2), 5) == pytest.approx(sum(each >= 4 for each in dealt) / len(dealt))
+    assert trend((2, 2), 3, (0, 3), 5) == pytest.approx(sum(each >= 4 for each in dealt) / len(dealt))
 
 
 def surroundings(own: np.ndarray, others: np.ndarray) -> Surroundings:
