@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("jobs.audit", "audit"),
     "compare": ("jobs.compare", "compare"),
     "export": ("jobs.export", "export_command"),
+    "submit": ("jobs.submit", "submit"),
     "schema": ("jobs.schema", "schema"),
 }
 
