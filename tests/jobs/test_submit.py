@@ -139,7 +139,7 @@ def test_a_cluster_with_camlake_gets_the_job_alone(camlake: Run, server: Server,
         (["--set", "model.weights=net.safetensors"], "model.weights: 'net.safetensors' is relative"),
         (
             ["--set", "output.storage_options.secret=hunter2"],
-            "--set output.storage_options.secret=...: storage options",
+            "--set output.storage_options.secret=...: storage",
         ),
         (["--env", "TOKEN=hunter2"], "--env TOKEN: give the name of a variable of this shell, and not its value"),
         (["--env", "NOT_SET_HERE"], "--env NOT_SET_HERE: this shell has no such variable; export it first"),
