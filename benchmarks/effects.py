@@ -23,6 +23,7 @@ from pipeline.audit.model import LakeModel
 from pipeline.cam.faithfulness import confidence_drop, confidence_increase, scaled_masks
 from pipeline.cam.selection import probabilities
 from pipeline.lake import Lake
+from pipeline.lake.originals import Originals
 
 _BATCH = 32
 
@@ -75,9 +76,10 @@ def effects(
     lake: Lake, model: LakeModel, series: Sequence[Series], done: Callable[[int], None] = lambda images: None
 ) -> Iterator[Effect]:
     """Yield the effect of each image and class whose maps the lake holds; rows are the series, then the baselines."""
+    originals = Originals(lake)
     for unit in sorted(lake.commits):
         for image_id, maps in _by_image(lake.unit_maps(unit)).items():
-            pixels = model.picture(lake, image_id, unit)
+            pixels = model.picture(originals, lake.image(image_id, unit))
             for target in sorted(set(maps["target_class"].to_pylist())):
                 mine = maps.filter(pc.equal(maps["target_class"], target))
                 places = {Series(row["method"], row["layer"]): row for row in mine.to_pylist()}
