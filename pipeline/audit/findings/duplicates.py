@@ -109,13 +109,13 @@ class Duplicates(FindingKind):
         self, evidence: Evidence, pictures: list[list[_Copy]], found: _Found, surplus: int, again: int, kept: int
     ) -> Finding:
         share = surplus / kept
-        more = "1 copy" if surplus == 1 else f"{surplus:,} copies"
         return Finding(
             finding_id=f"{self.name}:copies",
             kind=self.name,
             title="Images that occur more than once",
             sentence=(
-                f"{share:.2%} of the images are further copies of others, byte for byte ({more} of "
+                f"{share:.2%} of the images are further copies of others, byte for byte "
+                f"({surplus:,} {'copy' if surplus == 1 else 'copies'} of "
                 f"{plural(again, 'picture')} among {plural(kept, 'image')}{_kept(evidence)}): they count more than "
                 "once, and where copies are in training and test data the test is too easy."
             ),
