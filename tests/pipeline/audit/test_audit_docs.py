@@ -22,6 +22,7 @@ from pipeline.audit.expressions import STATISTICS
 from pipeline.audit.faithful_table import FAITHFUL_MEASURES
 from pipeline.audit.maps_zarr import FOLDER
 from pipeline.audit.run import run_audit
+from schemas import audit as contracts
 from schemas.audit import FAITHFULNESS, FINDINGS, GROUPS, MEASURES, Settings
 from schemas.registries import EXPORTS
 from schemas.registries import FINDINGS as KINDS
@@ -32,7 +33,7 @@ BLOCKS = re.findall(r"^```(python|sql)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOT
 TABLES = {
     "groups.parquet": GROUPS,
     "findings.parquet": FINDINGS,
-    "localisation.parquet": wsol.LOCALISATION,
+    "localisation.parquet": next(room.LOCALISATION for room in (contracts, wsol) if hasattr(room, "LOCALISATION")),
     "faithfulness.parquet": FAITHFULNESS,
     "comparison.parquet": COMPARISON,
     "priors.parquet": PRIORS,
