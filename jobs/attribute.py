@@ -79,6 +79,7 @@ def connect(job: Job, address: str | None) -> None:
         except ConnectionError as error:
             raise InputError(f"no Ray cluster answers at '{joins}' ({error}); check --address or RAY_ADDRESS") from None
         return
+    # Without "local" Ray would join whatever 'ray start' left running on this machine.
     ray.init("local", include_dashboard=False, log_to_driver=True, logging_level="ERROR")
     have, workers = ray.cluster_resources(), job.workers
     for name, each in {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}.items():

@@ -190,6 +190,7 @@ def connect(address: str | None) -> None:
         return
     joins = address or os.environ.get("RAY_ADDRESS")
     if not joins:
+        # Without "local" Ray would join whatever 'ray start' left running on this machine.
         ray.init("local", include_dashboard=False, log_to_driver=True, logging_level="ERROR")
         return
     try:

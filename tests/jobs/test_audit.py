@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from pipeline.lake import Lake
 from schemas.audit import AuditManifest
+from schemas.errors import LakeError
 from schemas.registries import FINDINGS
 from tests.pipeline.audit.lakes import make_lake
 
@@ -87,6 +89,30 @@ def test_options_are_settings(lake: str, tmp_path: Path, camlake: Run) -> None:
     settings = json.loads((output / "audit.json").read_text())["settings"]
     assert {name: settings[name] for name in options} == options
     assert settings["groups"] == [] and settings["masks"] is None
+
+
+@pytest.mark.usefixtures("one_kind")
+def test_the_images_may_lie_in_another_store(
+    lake: str, tmp_path: Path, camlake: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def report(evidence: Any, *given: Any, **more: Any) -> bytes:
+        (unit, *_) = evidence.lake.commits
+        with pytest.raises(LakeError):
+            evidence.originals.get(evidence.lake.unit_images(unit).to_pylist()[0])
+        return b""
+
+    def image_bytes(self: Lake, image_id: str, *, unit_id: str, storage_options: Any) -> bytes:
+        asked.append(storage_options)
+        raise LakeError("not there")
+
+    monkeypatch.setattr("pipeline.audit.run.write_report", report)
+    monkeypatch.setattr(Lake, "image_bytes", image_bytes)
+    for options in ((), ("--source-storage", "anon=true", "--source-storage", "client_kwargs.region_name=eu-1")):
+        result = camlake("audit", lake, "--output", tmp_path / "out", *QUICK, *options)
+        assert result.exit_code == 0, result.output
+    assert asked == [None, {"anon": True, "client_kwargs": {"region_name": "eu-1"}}]
 
 
 @pytest.mark.usefixtures("one_kind")

@@ -159,9 +159,9 @@
     if (!entries.some((entry) => entry.kind === "overlay" || entry.kind === "heatmap")) return null;
     const pairs = entries.some((entry) => entry.plain);
     return h("p", { class: "key" }, pairs ? h("span", { class: "of" }, "Each picture, and beside it the heatmap over it:") : h("span", { class: "of" }, "Heatmap:"),
-      data.signed ? h("span", { class: "scale" }, "against ", bar("diverging", "Colours from evidence against the class, blue, to evidence for it, orange"), " for the class") : scale());
+      data.signed ? h("span", { class: "ramp" }, "against ", bar("diverging", "Colours from evidence against the class, blue, to evidence for it, orange"), " for the class") : scale());
   }
-  const scale = () => h("span", { class: "scale" }, "little ", bar("sequential", "Colours from little evidence, dark, to much, light"), " much evidence");
+  const scale = () => h("span", { class: "ramp" }, "little ", bar("sequential", "Colours from little evidence, dark, to much, light"), " much evidence");
   function bar(kind, label) {
     const canvas = h("canvas", { role: "img", "aria-label": label });
     paintBar(canvas, kind);

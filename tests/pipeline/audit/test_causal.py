@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,14 @@ import pytest
 from pipeline.audit.causal import area_of, check_findings, controls, judged, zone_of
 from pipeline.audit.findings.base import Evidence, image_refs
 from pipeline.audit.frame import make_frame
+from pipeline.audit.report.montage import montage
 from pipeline.audit.state import State
 from pipeline.audit.unit import add_unit
 from pipeline.lake import open_lake
+from pipeline.sources.base import Sample
+from pipeline.sources.webdataset import WebDataset
 from schemas.audit import GRID, Finding, Settings
+from schemas.unit import Unit
 from tests.jobs.inline import run_inline
 from tests.pipeline.audit import cues
 from tests.pipeline.audit.planted import blobs
@@ -89,6 +95,32 @@ def test_what_is_used_is_told_from_what_only_lights_up(evidence: Evidence) -> No
     assert unused.severity == pytest.approx(18.0)
     assert used.sentence.startswith("There is a mark. The model uses it: with it painted over in 16 images, the")
     assert "It is present, but the model does not use it" in unused.sentence
+
+
+def test_packed_images_are_checked_and_shown_as_well(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "shard.tar.gz"
+    packed.write_bytes(gzip.compress((made / "shard.tar").read_bytes()))
+    document = cues.document(tmp_path)
+    document["source"]["uri"] = str(packed)
+    run_inline(document)
+    read: list[str] = []
+    original = WebDataset.read
+
+    def counting(self: WebDataset, unit: Unit) -> Iterator[Sample]:
+        read.append(unit.unit_id)
+        return original(self, unit)
+
+    monkeypatch.setattr(WebDataset, "read", counting)
+    again = evidence_of(tmp_path)
+    wanted = finding(again, 0)
+    checked = check_findings(again, [wanted], images=8, say=print)[0]
+    assert checked.causal is not None and checked.causal.used and checked.causal.images == 8
+    shown = montage(again, wanted.images, most_bytes=1_000_000, most=20)
+    assert [entry["kind"] for entry in shown.entries] == ["overlay"] * 20 and not shown.missing
+    # Once for the eight that were painted over, and once for the twelve others that are shown.
+    assert len(read) == 2
 
 
 def test_the_same_audit_gives_the_same_check(evidence: Evidence) -> None:

@@ -208,6 +208,9 @@ def test_groups(open_page: Open) -> None:
     rows = page.locator("#group-plots .forest", has_text="site").locator("tbody tr")
     assert texts(page, "#group-plots .forest >> nth=1 >> tbody th")[0] == "east"
     assert rows.locator("svg .whisker").count() == 4
+    # The axis is as wide as the plot.
+    plot, ticks = rows.first.locator(".plot"), page.locator("#group-plots .ticks").first
+    assert plot.evaluate("e => e.offsetWidth") == pytest.approx(ticks.evaluate("e => e.offsetWidth"), abs=2)
     east, north = (float(rows.nth(i).locator("td").nth(1).inner_text()) for i in (0, 1))
     assert east > 1.5 * north
 
