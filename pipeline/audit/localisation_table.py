@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple, TextIO
 
 import numpy as np
@@ -14,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.audit.components import LEVELS, Components, components, scores
+from pipeline.audit.components import LEVELS
 from pipeline.audit.frame import Frame
 from pipeline.audit.keys import keys_of
-from pipeline.audit.localisation import Floats, bell
+from pipeline.audit.localisation import Floats
 from pipeline.audit.parts_files import FOLDER, Chunk
 from pipeline.audit.progress import Progression
-from pipeline.audit.regions.base import PIXELS, Mask, RegionSource
+from pipeline.audit.regions.base import Mask, RegionSource
 from pipeline.audit.unit import counted
 from pipeline.audit.wsol import BINS, Found, outlines
 from pipeline.lake import Lake, LakeStore
@@ -170,8 +169,7 @@ def _add_unit(
         for part, sums in zip(parts, found, strict=True):
             stored = lake.stored_maps(part.take(pa.array(known.rows)), scaled=True)
             sums.add(stored, known.masks, known.boxes, known.classes)
-        prior = np.broadcast_to(_prior(), (len(known.rows), PIXELS, PIXELS))
-        baseline.add(prior, known.masks, known.boxes, known.classes, _prior_parts())
+        baseline.add_prior(known.masks, known.boxes, known.classes)
     return taken, len(known.rows) * len(found)
 
 
@@ -200,12 +198,3 @@ def _known_maps(images: pa.Table, part: pa.Table, frame: Frame, regions: RegionS
             known.classes.append(targets[row])
         taken += len(known.rows) > before
     return known, taken
-
-
-def _prior() -> Floats:
-    return np.outer(bell(), bell())
-
-
-@cache
-def _prior_parts() -> Components:
-    return components(scores(_prior()[None])[0])

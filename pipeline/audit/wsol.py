@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from pipeline.audit.components import LEVELS, Components, boxes_of, components, overlap, scores
 from pipeline.audit.fixed import SCALAR_BITS, Integers, fixed, floating
-from pipeline.audit.localisation import Floats, localise
+from pipeline.audit.localisation import Floats, bell, localise, localise_prior
 from pipeline.audit.regions.base import PIXELS, Mask, Region, in_parts
 from schemas.view import View
 
@@ -68,28 +69,40 @@ class Found:
         masks: Sequence[Mask],
         boxes: Sequence[Floats],
         classes: Sequence[int],
-        parts: Components | None = None,
     ) -> None:
-        """Add maps (T, h, w) with their regions, objects' boxes (n, 4) and classes; ``parts`` where all are known."""
-        measured = localise(maps, masks)
+        """Add maps (T, h, w) with their regions, none empty, objects' boxes (n, 4) and classes."""
+        self._add_measures(localise(maps, masks), classes)
+        for row, (mask, truth) in enumerate(zip(masks, boxes, strict=True)):
+            score = scores(maps[row : row + 1])[0]
+            self._add_pixels(binned(score), mask)
+            if len(truth):
+                self._add_boxes(components(score), truth)
+
+    def add_prior(self, masks: Sequence[Mask], boxes: Sequence[Floats], classes: Sequence[int]) -> None:
+        """Add the centred Gaussian in place of each map."""
+        self._add_measures(localise_prior(masks), classes)
+        bins, parts = _prior()
+        for mask, truth in zip(masks, boxes, strict=True):
+            self._add_pixels(bins, mask)
+            if len(truth):
+                self._add_boxes(parts, truth)
+
+    def _add_measures(self, measured: dict[str, Floats], classes: Sequence[int]) -> None:
         for name in MEANS:
             values = measured[name]
             self.totals[name] += [int(fixed(values, SCALAR_BITS).sum()), int(np.isfinite(values).sum())]
         for each, hit in zip(classes, measured["pointing"].tolist(), strict=True):
             if np.isfinite(hit):
                 self.hits[each] = self.hits.get(each, np.zeros(2, np.int64)) + np.array([int(hit), 1])
-        for row, (mask, truth) in enumerate(zip(masks, boxes, strict=True)):
-            score = scores(maps[row : row + 1])[0]
-            bins = np.floor(score * BINS).astype(np.int64)
-            held = np.bincount(bins[mask], minlength=BINS + 1)
-            self.inside += held
-            self.outside += np.bincount(bins.ravel(), minlength=BINS + 1) - held
-            self.maps += 1
-            if len(truth):
-                self.boxed += 1
-                self._add_boxes(components(score) if parts is None else parts, truth)
+
+    def _add_pixels(self, bins: Integers, mask: Mask) -> None:
+        self.maps += 1
+        held = np.bincount(bins[mask], minlength=BINS + 1)
+        self.inside += held
+        self.outside += np.bincount(bins.ravel(), minlength=BINS + 1) - held
 
     def _add_boxes(self, parts: Components, truth: Floats) -> None:
+        self.boxed += 1
         overlaps = overlap(parts.boxes, truth).max(1)
         best = np.zeros(LEVELS)
         np.maximum.at(best, parts.level, overlaps)
@@ -131,3 +144,15 @@ class Found:
 
 def _share(total: float, count: int) -> float | None:
     return total / count if count else None
+
+
+def binned(score: Floats) -> Integers:
+    """Return the bin of each pixel of a score map."""
+    return np.floor(score * BINS).astype(np.int64)
+
+
+@cache
+def _prior() -> tuple[Integers, Components]:
+    """Return bins and parts of the centred Gaussian as a score map."""
+    score = scores(np.outer(bell(), bell())[None])[0]
+    return binned(score), components(score)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.audit.components import LEVELS, boxes_of, components, overlap, scores
+from pipeline.audit.localisation import bell, localise, localise_prior
 from pipeline.audit.regions.base import PIXELS, Mask, Region
 from pipeline.audit.wsol import BINS, DELTAS, Found, outlines
 from schemas.view import View
@@ -144,6 +145,20 @@ def test_scores_reach_from_0_to_1_and_keep_what_is_negative() -> None:
     assert (found.min((1, 2)) == 0).all()
     assert (found.max((1, 2)) == 1).all()
     assert (found > 0).mean() > 0.99
+
+
+def test_the_prior_is_a_map_like_others() -> None:
+    _, masks, boxes = some_maps(6, 8)
+    masks[0], boxes[1] = np.ones_like(masks[0]), boxes[1][:0]
+    classes = [0, 1, 2] * 2
+    prior = np.broadcast_to(np.outer(bell(), bell()), (6, PIXELS, PIXELS))
+    short = Found()
+    short.add_prior(masks, boxes, classes)
+    assert short.boxed == 5
+    assert short.row() == pytest.approx(found_of(prior, masks, boxes, classes).row(), abs=2e-6)
+    measured = localise(prior, masks)
+    for name, values in localise_prior(masks).items():
+        assert values == pytest.approx(measured[name], abs=1e-9, nan_ok=True), name
 
 
 def test_sums_merge() -> None:
