@@ -5,7 +5,7 @@
 The networks are those of :mod:`benchmarks.planted` at prevalence 0, in the same folder; the sites are dealt out after
 the scenes are drawn, so that no picture is changed.
 
-- *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left are all at the site
+- *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left quarter are all at the site
   east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the first
   finding that is about a group is about the fives at east; *named*: it says the upper left; *false flag*: a finding
   about a group is not about the fives.
@@ -38,7 +38,7 @@ from schemas.audit import Finding, Settings
 
 _CLASS, _SITE = 5, "east"
 #: Of the view's side, from the upper left: centres of biased objects lie nearer.
-_NEAR = 0.45
+_NEAR = 0.5
 _MOST = 0.8
 
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ def test_fives_of_one_site_lie_in_the_upper_left_and_others_do_not() -> None:
     for scene in scenes:
         if 5 in scene.labels:
             x0, y0, x1, y1 = scene.boxes[scene.labels.index(5)]
-            inside = max(x0 + x1, y0 + y1) / 2 < 0.45 * 96
+            inside = max(x0 + x1, y0 + y1) < 96
             assert inside is (scene.site == "east")
             near[inside] += 1
     assert min(near.values()) > 5
