@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import threading
@@ -64,6 +65,8 @@ class AttributionWorker:
             InputError: the model, the weights or the source cannot be had, or the weights are not the lake's any more.
             AccessError: a store cannot be used: rights, credentials, bucket.
         """
+        # Here, in one thread: two that decode and are the first to import parts of it at once find it half made.
+        importlib.import_module("torchvision.transforms.v2")
         job = self.job
         if self._device == "cpu":
             torch.set_num_threads(job.compute.threads or max(1, int(job.workers.cpus)))

@@ -18,7 +18,7 @@ from pipeline.pseudolabels.soft import decode_soft
 from schemas import layout
 from schemas.errors import InputError, LakeError
 from schemas.job import Source
-from schemas.pseudolabels import BACKGROUND_ID
+from schemas.pseudolabels import BACKGROUND_ID, PseudoLabels
 
 _FOLDER_PART = 256
 
@@ -96,10 +96,9 @@ class LabelLake(Collection):
         self._mirrored = mirrors(Source.model_validate(lake.manifest.job["source"]))
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """The job's section ``pseudo_labels``, resolved."""
-        found: Mapping[str, Any] = self.lake.manifest.job["pseudo_labels"]
-        return found
+    def settings(self) -> PseudoLabels:
+        """The job's section ``pseudo_labels``."""
+        return PseudoLabels.model_validate(self.lake.manifest.job["pseudo_labels"])
 
     def parts(self) -> Iterator[list[Item]]:
         """Yield the labelled images of one unit after another."""
