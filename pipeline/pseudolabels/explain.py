@@ -242,7 +242,7 @@ class LabelWork(UnitWork):
         found = [stacks(each.maps, self._settings.background) for each in maps]
         if isinstance(self._settings.refine, PamrRefinement):
             device = self._explainer.replica.device
-            images = [entry.scaled.base.to(device).to(torch.float32).div_(255) for entry in entries]
+            images = [entry.scaled.base.to(device) for entry in entries]
             found = refined_by_pamr(images, found, self._settings.refine)
         return found
 

@@ -74,7 +74,7 @@ def test_larger_images_get_bilinear_scores() -> None:
 @pytest.mark.parametrize("rule", [ConstantBackground(threshold=0.3), BandBackground(), PowerBackground()])
 def test_what_pamr_leaves_out_is_what_it_would_not_change(rule: Background) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(3, 12, 14, generator=generator) for _ in range(3)]
+    images = [torch.randint(0, 256, (3, 12, 14), dtype=torch.uint8, generator=generator) for _ in range(3)]
     maps = [torch.rand(count, 12, 14, generator=generator) for count in (1, 2, 0)]
     settings = PamrRefinement(dilations=(1, 3), iterations=4)
     found = refined_by_pamr(images, [stacks(each, rule) for each in maps], settings)
