@@ -27,7 +27,7 @@ def status(
             f"= {state.planned}"
         )
         counts = ", ".join(f"{count} {name}" for name, count in state.images.items()) or "none yet"
-        print(f"images   {counts}; {state.maps} maps, {megabytes(state.bytes)}")
+        print(f"images   {counts}; {state.maps} {state.holds}, {megabytes(state.bytes)}")
         if state.images_per_second is not None:
             rate = f"speed    {state.images_per_second:.1f} images/s over the last commits"
             eta = state.eta_seconds

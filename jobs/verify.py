@@ -28,9 +28,10 @@ def verify(
 
 def print_verification(found: Verification) -> None:
     """Print what was verified and what is not right."""
+    what = "label" if found.kind == "labels" else "map"
     print(
         f"verified {found.committed} committed + {found.quarantined} quarantined of {found.planned} units, "
-        f"{sum(found.images.values())} image rows, {found.maps} map rows, {found.arrays} arrays, "
+        f"{sum(found.images.values())} image rows, {found.maps} {what} rows, {found.arrays} arrays, "
         f"{found.objects} objects ({megabytes(found.bytes)})"
     )
     for problem in found.problems[:_SHOWN]:

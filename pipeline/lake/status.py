@@ -40,6 +40,12 @@ class LakeStatus:
     images_per_second: float | None
     eta_seconds: float | None
     seconds: dict[str, float]
+    kind: Literal["heatmaps", "labels"] = "heatmaps"
+
+    @property
+    def holds(self) -> str:
+        """What ``maps`` counts, in a word."""
+        return "labels" if self.kind == "labels" else "maps"
 
     @property
     def remaining(self) -> int:
@@ -101,6 +107,7 @@ def status(store: LakeStore, now: datetime | None = None, threads: int = THREADS
         images_per_second=rate,
         eta_seconds=0.0 if not remaining else None if not rate else remaining * mean / rate,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        kind=manifest.kind,
     )
 
 

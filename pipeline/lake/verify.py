@@ -49,6 +49,7 @@ class Verification:
     arrays: int = 0
     objects: int = 0
     bytes: int = 0
+    kind: str = "heatmaps"
 
     @property
     def ok(self) -> bool:
@@ -75,7 +76,7 @@ def verify(
         LakeError: the manifest or the plan cannot be read, so that nothing can be verified against them.
     """
     manifest = read_manifest(store)
-    result = Verification(planned=manifest.units)
+    result = Verification(planned=manifest.units, kind=manifest.kind)
     planned = {unit.unit_id for unit in read_plan(store, manifest)}
     digest = digest_of(plan_bytes(store, manifest), store.where(layout.PLAN_UNITS))
     if digest != manifest.inputs_digest or len(planned) != manifest.units:

@@ -95,6 +95,10 @@ class LabelLake(Collection):
         self.classes = {each.label_id: each.name for each in manifest_classes(lake.manifest).classes}
         self._mirrored = mirrors(Source.model_validate(lake.manifest.job["source"]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to workers as what it was made of: caches and connections are each process's own."""
+        return _open_label_lake, (self.store,)
+
     @property
     def settings(self) -> PseudoLabels:
         """The job's section ``pseudo_labels``."""
@@ -117,6 +121,10 @@ class LabelLake(Collection):
             soft = layout.soft(name.stem)
             found.append(Item(image_id, name.stem, layout.mask(name.stem), soft if soft in written else None, unit))
         return found
+
+
+def _open_label_lake(store: LakeStore) -> LabelLake:
+    return LabelLake(Lake(store))
 
 
 class LabelFolder(Collection):

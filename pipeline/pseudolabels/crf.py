@@ -63,7 +63,7 @@ def dense_crf(pixels: npt.NDArray[np.uint8], scores: Scores, settings: CrfRefine
     field.addPairwiseBilateral(
         sxy=settings.bilateral_sxy,
         srgb=settings.bilateral_srgb,
-        rgbim=np.ascontiguousarray(pixels),
+        rgbim=np.array(pixels, order="C"),  # one that may be written to: Ray's shared arrays may not
         compat=settings.bilateral_compat,
     )
     return np.array(field.inference(settings.iterations), np.float32).reshape(scores.shape)
@@ -115,8 +115,8 @@ class CrfRunner:
             reference = self._task.remote(pixels, scores, self._settings)
             ready, _ = ray.wait([reference], timeout=_WAIT_SECONDS)
             if ready:
-                found: Scores = ray.get(reference)
-                return found
+                # Ray's arrays are shared, and may not be written to.
+                return np.array(ray.get(reference))
             ray.cancel(reference, force=True)
             _log.warning("no CPU of the cluster took a CRF within %.0f s; it is computed by the worker", _WAIT_SECONDS)
             return None

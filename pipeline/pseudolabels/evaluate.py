@@ -203,10 +203,18 @@ def spread(
     return total
 
 
+#: The work of this process, by the reference that it came with: lakes are opened once, not for every part.
+_known: dict[str, Any] = {}
+
+
 def _on_worker(given: list[Any], part: Any) -> Any:
     import ray
 
-    return ray.get(given[0])(part)
+    name = given[0].hex()
+    if name not in _known:
+        _known.clear()
+        _known[name] = ray.get(given[0])
+    return _known[name](part)
 
 
 def sweep_fault(labels: Collection) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,13 +242,15 @@ class LabelWork(UnitWork):
         found = [stacks(each.maps, self._settings.background) for each in maps]
         if isinstance(self._settings.refine, PamrRefinement):
             device = self._explainer.replica.device
-            images = [entry.scaled.base.to(device).to(torch.float32).div_(255) for entry in entries]
+            images = [entry.scaled.base.to(device) for entry in entries]
             found = refined_by_pamr(images, found, self._settings.refine)
         return found
 
     def _finished(self, entry: _Entry, maps: ClassMaps, found: list[Stack], clock: StageClock) -> LabelledImage:
         """Refine by CRF where that is asked for, decide, encode."""
-        with clock.measure("refine"):
+        # On threads of their own, these seconds are not the worker's: it counts what it waits for them.
+        mine = self._pool is None
+        with clock.measure("refine") if mine else nullcontext():
             if self._explainer.crf is not None and maps.classes:
                 found = [self._by_crf(entry, stack) for stack in found]
             labels = image_labels(
@@ -258,7 +261,7 @@ class LabelWork(UnitWork):
                 self._explainer.classes,
                 soft=self._settings.files.soft,
             )
-        with clock.measure("write"):
+        with clock.measure("write") if mine else nullcontext():
             row = self._rows[entry.position]
             return self._explainer.encoder(labels, row["image_id"], entry.name, self._spool)
 
@@ -275,7 +278,7 @@ class LabelWork(UnitWork):
     def _collect(self, clock: StageClock, most: int) -> None:
         """Take what is finished, and wait until no more than ``most`` images are under way."""
         while self._pending and (len(self._pending) > most or self._pending[0].done()):
-            with clock.measure("wait"):
+            with clock.measure("refine"):
                 image = self._pending.popleft().result()
             self._keep(image)
 

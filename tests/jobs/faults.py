@@ -64,13 +64,13 @@ def undisturbed_lake(data: Path, folder: Path) -> str:
     return str(folder / "lake")
 
 
-def start(job_file: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start ``camlake attribute`` as a process of its own; what it says is appended to ``log``."""
+def start(job_file: Path, log: Path, *arguments: str, command: str = "attribute") -> subprocess.Popen[bytes]:
+    """Start ``camlake COMMAND`` as a process of its own; what it says is appended to ``log``."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with log.open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.attribute", str(job_file), *arguments],
+            [sys.executable, "-m", f"jobs.{command}", str(job_file), *arguments],
             cwd=ROOT,
             env=environment,
             stdout=out,
