@@ -51,7 +51,11 @@ def run(job: Job, address: str | None = None) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    result = run_attribution(job, lambda: connect(job, address), say=say)
+    return finish(run_attribution(job, lambda: connect(job, address), say=say), job)
+
+
+def finish(result: RunResult, job: Job) -> int:
+    """Print how a run ended and return the exit code."""
     print_summary(result)
     if result.signal is not None:
         print(

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("jobs.export", "export_command"),
     "export-labels": ("jobs.export_labels", "export_labels"),
     "evaluate-labels": ("jobs.evaluate_labels", "evaluate_labels"),
+    "tune-labels": ("jobs.tune_labels", "tune_labels"),
     "submit": ("jobs.submit", "submit"),
     "schema": ("jobs.schema", "schema"),
 }

@@ -29,15 +29,27 @@ def load_job(uri: str, overrides: list[str] | None = None) -> Job:
     Raises:
         InputError: the file cannot be read, is no YAML, or a field is wrong; names the file, the field and the remedy.
     """
-    return parse_job(_document(uri, overrides), uri)
+    return parse_job(load_document(uri, overrides), uri)
 
 
 def load_label_job(uri: str, overrides: list[str] | None = None) -> LabelJob:
     """Read a pseudo-label job, as :func:`load_job` reads an attribution job."""
-    return parse_label_job(_document(uri, overrides), uri)
+    return parse_label_job(load_document(uri, overrides), uri)
 
 
-def _document(uri: str, overrides: list[str] | None) -> dict[str, Any]:
+def load_document(uri: str | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a job file without validating it; without a URI an empty one, to which the overrides are applied.
+
+    Raises:
+        InputError: as :func:`load_job`, of what can be told before.
+    """
+    document = {} if uri is None else _read(uri)
+    for override in overrides or []:
+        _override(document, override)
+    return document
+
+
+def _read(uri: str) -> dict[str, Any]:
     try:
         with fsspec.open(uri, "rt", encoding="utf-8") as file:
             document = yaml.safe_load(file)
@@ -53,8 +65,6 @@ def _document(uri: str, overrides: list[str] | None) -> dict[str, Any]:
         raise InputError(f"job file '{uri}'{where}: {_problem(error)}; mend the YAML there") from None
     if not isinstance(document, dict):
         raise InputError(f"job file '{uri}' holds no mapping at its top; it must have source, model, methods, output")
-    for override in overrides or []:
-        _override(document, override)
     return document
 
 

@@ -14,7 +14,16 @@ from jobs.options import StorageOptions, storage_options
 from jobs.run import main_of, plain_errors
 from pipeline.lake import LakeStore
 from pipeline.pseudolabels.collection import Collection, open_labels
-from pipeline.pseudolabels.evaluate import Counted, Counter, Coverage, Missing, pairs_of, spread, sweep_fault
+from pipeline.pseudolabels.evaluate import (
+    Counted,
+    Counter,
+    Coverage,
+    Missing,
+    pairs_of,
+    spread,
+    sweep_fault,
+    sweep_rules,
+)
 from pipeline.pseudolabels.evaluation import Evaluation, make_evaluation
 from pipeline.pseudolabels.truth import Truth, open_truth
 
@@ -99,7 +108,13 @@ def evaluate(
     )
     names = truth.names
     return make_evaluation(
-        labels.store.uri, truth_uri, counted, coverage, lambda each: names.get(each, f"class {each}"), fault
+        labels.store.uri,
+        truth_uri,
+        counted,
+        coverage,
+        lambda each: names.get(each, f"class {each}"),
+        fault,
+        sweep_rules(labels),
     )
 
 

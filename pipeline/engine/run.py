@@ -80,8 +80,9 @@ def versions() -> dict[str, str]:
 def make_manifest(job: Job, resolved: Resolved, plan: FrozenPlan) -> Manifest:
     """Return the manifest of a new run."""
     document = job.model_dump(mode="json")
-    for part in ("source", "model", "output"):
-        document[part].pop("storage_options")
+    for part in ("source", "model", "output", "stored"):
+        if document.get(part) is not None:
+            document[part].pop("storage_options")
     return Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         run_id=uuid.uuid4().hex[:12],
@@ -130,8 +131,40 @@ def attribute(
         say(f"layer    {layer.name}: {layer.channels} channels on a grid of {layer.height}x{layer.width}")
     say(f"methods  {', '.join(method.key for method in resolved.methods)}")
     plan = freeze(open_source(job.source).plan())
+    manifest = make_manifest(job, resolved, plan)
+    return carry_out(job, manifest, plan, connect, say=say, stream=stream, monitor=monitor)
+
+
+def carry_out(
+    job: Job,
+    manifest: Manifest,
+    plan: FrozenPlan,
+    connect: Callable[[], None],
+    *,
+    say: Callable[[str], None],
+    stream: TextIO | None = None,
+    monitor: Callable[[int, Tally, TextIO | None], ProgressMonitor] = ProgressMonitor,
+    worker: type | None = None,
+) -> RunResult:
+    """Run the units of a plan to the end, or go on where an earlier run of the same job stopped.
+
+    Args:
+        job: the job, with absolute URIs.
+        manifest: of a new run.
+        plan: the units.
+        connect: as for :func:`attribute`.
+        say: takes lines for people.
+        stream: where progress goes (default: stderr).
+        monitor: as for :func:`attribute`.
+        worker: what processes units, made of the job, the manifest and a name, with the methods of
+            :class:`pipeline.engine.worker.AttributionWorker` that the dispatcher calls. Default: that one.
+
+    Raises:
+        InputError: another job's lake is there.
+        CamlakeError: the workers cannot start, or the lake cannot be finished.
+    """
     store = LakeStore(job.output.uri, job.output.storage_options)
-    run = create_or_resume(store, make_manifest(job, resolved, plan), plan)
+    run = create_or_resume(store, manifest, plan)
     done = committed(store)
     left = plan.units - len(done)
     say(
@@ -143,7 +176,7 @@ def attribute(
     if left:
         say(f"inputs   {plan.units} units; {left} to do on up to {min(job.workers.max, left)} workers")
         connect()
-        stopped = _dispatch(job, run.manifest, store, done, left, told)
+        stopped = _dispatch(job, run.manifest, store, done, left, told, worker)
     if stopped is not None:
         return RunResult(run.manifest, told, None, stopped, len(done))
     say("checking the lake and finishing it")
@@ -151,7 +184,13 @@ def attribute(
 
 
 def _dispatch(
-    job: Job, manifest: Manifest, store: LakeStore, done: set[str], left: int, monitor: ProgressMonitor
+    job: Job,
+    manifest: Manifest,
+    store: LakeStore,
+    done: set[str],
+    left: int,
+    monitor: ProgressMonitor,
+    worker: type | None,
 ) -> int | None:
     """Run the units that are left; returns the signal that stopped it, if one did."""
     import ray
@@ -160,7 +199,7 @@ def _dispatch(
     from pipeline.engine.worker import AttributionWorker
 
     workers = job.workers
-    actor = ray.remote(AttributionWorker).options(
+    actor = ray.remote(worker or AttributionWorker).options(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         resources=workers.resources or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import threading
@@ -64,6 +65,8 @@ class AttributionWorker:
             InputError: the model, the weights or the source cannot be had, or the weights are not the lake's any more.
             AccessError: a store cannot be used: rights, credentials, bucket.
         """
+        # Here, in one thread: two that decode and are the first to import parts of it at once find it half made.
+        importlib.import_module("torchvision.transforms.v2")
         job = self.job
         if self._device == "cpu":
             torch.set_num_threads(job.compute.threads or max(1, int(job.workers.cpus)))
@@ -93,7 +96,7 @@ class AttributionWorker:
     def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` on the worker's threads, in order."""
         task = partial(prepare, preprocess=self.explainer.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
-        size = self.job.compute.batch_size
+        size = self.explainer.ahead
         overlap = self._device != "cpu" or self.job.workers.cpus > torch.get_num_threads()
         ahead = 2 * size if overlap else size
         return prepare_all(samples, task, self._pool, ahead=ahead, clock=clock, overlap=overlap)

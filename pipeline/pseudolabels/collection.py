@@ -18,7 +18,7 @@ from pipeline.pseudolabels.soft import decode_soft
 from schemas import layout
 from schemas.errors import InputError, LakeError
 from schemas.job import Source
-from schemas.pseudolabels import BACKGROUND_ID
+from schemas.pseudolabels import BACKGROUND_ID, PseudoLabels
 
 _FOLDER_PART = 256
 
@@ -95,11 +95,14 @@ class LabelLake(Collection):
         self.classes = {each.label_id: each.name for each in manifest_classes(lake.manifest).classes}
         self._mirrored = mirrors(Source.model_validate(lake.manifest.job["source"]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to workers as what it was made of: caches and connections are each process's own."""
+        return _open_label_lake, (self.store,)
+
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """The job's section ``pseudo_labels``, resolved."""
-        found: Mapping[str, Any] = self.lake.manifest.job["pseudo_labels"]
-        return found
+    def settings(self) -> PseudoLabels:
+        """The job's section ``pseudo_labels``."""
+        return PseudoLabels.model_validate(self.lake.manifest.job["pseudo_labels"])
 
     def parts(self) -> Iterator[list[Item]]:
         """Yield the labelled images of one unit after another."""
@@ -118,6 +121,10 @@ class LabelLake(Collection):
             soft = layout.soft(name.stem)
             found.append(Item(image_id, name.stem, layout.mask(name.stem), soft if soft in written else None, unit))
         return found
+
+
+def _open_label_lake(store: LakeStore) -> LabelLake:
+    return LabelLake(Lake(store))
 
 
 class LabelFolder(Collection):

@@ -115,8 +115,8 @@ class CrfRunner:
             reference = self._task.remote(pixels, scores, self._settings)
             ready, _ = ray.wait([reference], timeout=_WAIT_SECONDS)
             if ready:
-                found: Scores = ray.get(reference)
-                return found
+                # Ray's arrays are shared, and may not be written to.
+                return np.array(ray.get(reference))
             ray.cancel(reference, force=True)
             _log.warning("no CPU of the cluster took a CRF within %.0f s; it is computed by the worker", _WAIT_SECONDS)
             return None

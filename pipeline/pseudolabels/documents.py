@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.pseudolabels.classes import manifest_classes
+from pipeline.pseudolabels.stored import losses
 from schemas import layout
 from schemas.documents import Manifest
 from schemas.pseudolabels import BACKGROUND_ID
@@ -53,6 +54,12 @@ def label_documents(manifest: Manifest, names: Iterable[str]) -> dict[str, bytes
         "job_digest": manifest.job_digest,
         "versions": manifest.versions,
     }
+    stored = manifest.job.get("stored")
+    if stored is not None:
+        lost = losses(manifest.model, manifest.methods[0], stored["dtype"])
+        provenance["stored_maps"] = {name: stored[name] for name in ("uri", "run_id", "layer", "dtype")} | {
+            "lost": lost
+        }
     return {
         layout.CLASSES: _json(table),
         layout.SPLIT_ALL: "".join(f"{name}\n" for name in sorted(names)).encode(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ from pipeline.lake.parallel import ahead
 from pipeline.pseudolabels.collection import Collection, Item, LabelLake
 from pipeline.pseudolabels.confusion import Confusion, Ids
 from pipeline.pseudolabels.digests import Digests
-from pipeline.pseudolabels.sweep import Sweep
+from pipeline.pseudolabels.sweep import RULES, Sweep
 from pipeline.pseudolabels.truth import Truth
 from schemas.errors import CamlakeError, InputError
 
@@ -203,18 +203,36 @@ def spread(
     return total
 
 
+#: The work of this process, by the reference that it came with: lakes are opened once, not for every part.
+_known: dict[str, Any] = {}
+
+
 def _on_worker(given: list[Any], part: Any) -> Any:
     import ray
 
-    return ray.get(given[0])(part)
+    name = given[0].hex()
+    if name not in _known:
+        _known.clear()
+        _known[name] = ray.get(given[0])
+    return _known[name](part)
 
 
 def sweep_fault(labels: Collection) -> str | None:
     """Say why thresholds cannot be swept from the stored scores; None where they can."""
     if not isinstance(labels, LabelLake):
         return "a plain folder has no scores"
-    if not labels.settings["files"]["soft"]:
+    if not labels.settings.files.soft:
         return "no scores are stored (pseudo_labels.files.soft)"
-    if labels.settings["refine"]["method"] == "crf":
+    if labels.settings.refine.method == "crf":
         return "a dense CRF's scores are made with the background's, and no other threshold can be read from them"
     return None
+
+
+def sweep_rules(labels: Collection) -> Sequence[str]:
+    """Return the background rules that scores can be swept by as the job would apply them.
+
+    Of the refined scores of PAMR only a constant can: the score of a power is refined itself, and a constant is what it
+    is after any average.
+    """
+    refined = isinstance(labels, LabelLake) and labels.settings.refine.method != "none"
+    return ("constant",) if refined else RULES

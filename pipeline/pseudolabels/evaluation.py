@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.pseudolabels.confusion import IGNORED, ClassResult, Totals, class_results, totals
 from pipeline.pseudolabels.curve import svg_curve
 from pipeline.pseudolabels.evaluate import Counted, Coverage
-from pipeline.pseudolabels.sweep import Point, best_of
+from pipeline.pseudolabels.sweep import RULES, Point, best_of
 
 REPORT, CLASS_TABLE, MATRIX, CURVE_TABLE = "evaluation.json", "classes.parquet", "confusion.parquet", "sweep.parquet"
 _CURVES = {"constant": "sweep.svg", "power": "sweep-power.svg"}
@@ -124,7 +124,13 @@ class Evaluation:
 
 
 def make_evaluation(
-    labels: str, truth: str, counted: Counted, coverage: Coverage, name: Callable[[int], str], no_sweep: str | None
+    labels: str,
+    truth: str,
+    counted: Counted,
+    coverage: Coverage,
+    name: Callable[[int], str],
+    no_sweep: str | None,
+    rules: Sequence[str] = RULES,
 ) -> Evaluation:
     """Return the evaluation of what was counted.
 
@@ -135,9 +141,10 @@ def make_evaluation(
         coverage: and which were left out.
         name: of an id.
         no_sweep: why there is no sweep; None where there is one.
+        rules: of the background, that are swept.
     """
     classes = class_results(counted.confusion.pairs, name)
-    points = counted.sweep.points(name) if counted.swept else []
+    points = counted.sweep.points(name, rules) if counted.swept else []
     return Evaluation(labels, truth, counted, coverage, classes, totals(classes), points, no_sweep)
 
 

@@ -101,7 +101,7 @@ def refined_by_pamr(
     A constant is what it is after any average, and the stacks of a band differ in nothing else, so they share maps.
 
     Args:
-        images: (3, h, w) each, on the device.
+        images: (3, h, w) uint8 each, on the device.
         found: the stacks of each.
         settings: of the job.
     """

@@ -24,31 +24,28 @@ class PixelAffinity:
     """The weights of a batch of images of one size; made once, applied to any masks.
 
     Args:
-        images: (B, C, H, W) of any range (weights do not depend on it); computed in float32, or float64 as given.
+        images: (B, C, H, W) uint8, for which weights are made in float32; or float32 or float64 of any range.
         dilations: distances of the neighbours, in pixels.
     """
 
     def __init__(self, images: Tensor, dilations: Sequence[int]) -> None:
-        if not images.is_floating_point():
-            images = images.to(torch.float32)
         self._shifts = [(y * dilation, x * dilation) for dilation in dilations for y, x in _NEIGHBOURS]
         self._reach = max(dilations)
-        count = len(self._shifts) + len(dilations)
-        total = torch.zeros_like(images)
-        square = torch.zeros_like(images)
-        # Of the differences to the pixel: the same deviation, and none of its digits lost where colours are even.
-        for shifted in self._shifted(images):
-            difference = shifted - images
-            total += difference
-            square.addcmul_(difference, difference)
-        variance = (square - total * total / count).clamp_(min=0) / (count - 1)
-        scale = variance.sqrt_().mul_(_SHARE).add_(_EPSILON).reciprocal_().div_(-images.shape[1])
+        whole = not images.is_floating_point()
+        values = images.to(torch.float32) if whole else images
+        # Of whole numbers up to 255 the sums are exact in float32.
+        deviation = _deviation(values if whole else values.double(), dilations).to(values.dtype)
+        scale = deviation.mul_(_SHARE).add_(_EPSILON).reciprocal_().div_(-images.shape[1])
         #: (P, B, 1, H, W), which sum to 1 over the P neighbours.
-        self.weights = images.new_empty((len(self._shifts), images.shape[0], 1, *images.shape[2:]))
-        for weight, shifted in zip(self.weights, self._shifted(images), strict=True):
-            torch.sum((shifted - images).abs_().mul_(scale), 1, keepdim=True, out=weight)
-        # A softmax in place: a second array of this size is what memory is short of.
-        self.weights -= self.weights.amax(0)
+        self.weights = values.new_empty((len(self._shifts), images.shape[0], 1, *images.shape[2:]))
+        difference = torch.empty_like(values)
+        for weight, shifted in zip(self.weights, self._shifted(values), strict=True):
+            torch.sub(shifted, values, out=difference).abs_()
+            torch.mul(difference[:, :1], scale[:, :1], out=weight)
+            for channel in range(1, images.shape[1]):
+                weight.addcmul_(difference[:, channel : channel + 1], scale[:, channel : channel + 1])
+        # No maximum has to be taken off: where all neighbours differ by d, the deviation is above d / 3.2, so the
+        # largest exponent is never below -32.
         self.weights.exp_()
         self.weights /= self.weights.sum(0)
 
@@ -69,6 +66,27 @@ class PixelAffinity:
         padded = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
         for y, x in self._shifts:
             yield padded[:, :, reach + y : reach + y + height, reach + x : reach + x + width]
+
+
+def _deviation(values: Tensor, dilations: Sequence[int]) -> Tensor:
+    """Return the unbiased standard deviation (B, C, H, W) float64 over each pixel's 3 x 3 places at all distances."""
+    total = torch.zeros_like(values)
+    square = torch.zeros_like(values)
+    reach = max(dilations)
+    height, width = values.shape[2:]
+    padded = functional.pad(values, (reach, reach, reach, reach), mode="replicate")
+    for each, found in ((padded, total), (padded * padded, square)):
+        for dilation in dilations:
+            top, left = reach - dilation, reach - dilation
+            rows = each[:, :, top : top + height].clone()
+            for place in (reach, reach + dilation):
+                rows += each[:, :, place : place + height]
+            for place in (left, reach, reach + dilation):
+                found += rows[..., place : place + width]
+    count = (len(_NEIGHBOURS) + 1) * len(dilations)
+    total, square = total.double(), square.double()
+    # Exact for whole numbers, so that even colours have a deviation of 0.
+    return ((square * count - total * total).clamp_(min=0) / (count * (count - 1))).sqrt_()
 
 
 def bytes_per_pixel(dilations: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.attributor import Attributor
-from pipeline.cam.base import MapBatch, NoiseMethod, PassMethod, Selection
+from pipeline.cam.base import MapBatch, Method, NoiseMethod, PassMethod, Selection
 from pipeline.cam.noise import noise_seed
 from pipeline.cam.plan import Planned
 from pipeline.cam.selection import TargetSelector
@@ -211,9 +211,12 @@ class SeedMaker:
 
 def by_cells(planned: Planned) -> bool:
     """Say whether a method's maps grow smaller the more cells they have; fused maps have no magnitude at all."""
-    method = planned.method
-    gradients = isinstance(method, NoiseMethod) or (isinstance(method, PassMethod) and method.needs_gradients)
-    return gradients and not planned.fused
+    return uses_gradients(type(planned.method)) and not planned.fused
+
+
+def uses_gradients(method: type[Method]) -> bool:
+    """Say whether a method's maps are made of gradients."""
+    return issubclass(method, NoiseMethod) or (issubclass(method, PassMethod) and method.needs_gradients)
 
 
 def part_of(selection: Selection, span: slice) -> Selection:

@@ -136,8 +136,8 @@ class ScaledImages:
                 f"an image of {width} x {height} pixels would have {largest[1]} x {largest[0]} at a scale, more than "
                 f"the limit of {MAX_PIXELS}; give smaller pseudo_labels.scales"
             )
-        base = _resized(pixels, self.sizes.base(height, width))
-        scaled = tuple(_resized(pixels, size) for size in sizes)
+        base = resized(pixels, self.sizes.base(height, width))
+        scaled = tuple(resized(pixels, size) for size in sizes)
         return Scaled((height, width), base, scaled), View(0.0, 0.0, float(width), float(height))
 
     def shown(self) -> tuple[float, ...]:
@@ -145,7 +145,7 @@ class ScaledImages:
         return self.sizes.scales if self.sizes.scales[0] == 1 else (1.0, *self.sizes.scales)
 
 
-def _resized(pixels: Tensor, size: Size) -> Tensor:
+def resized(pixels: Tensor, size: Size) -> Tensor:
     if tuple(pixels.shape[1:]) == size:
         return pixels
     from torchvision.transforms import InterpolationMode

@@ -20,6 +20,7 @@ from schemas.pseudolabels import BACKGROUND_ID
 
 #: The thresholds and the powers that are tried: 0 to .59 by .01 (IRNet), 1 to 32 (PSA's two are 4 and 32).
 THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(60))
+RULES = ("constant", "power")
 POWERS = tuple(float(power) for power in range(1, 33))
 
 
@@ -59,7 +60,7 @@ class Sweep:
 
         Args:
             truth: (H, W) int32, ids or ``IGNORED``.
-            scores: (K, H, W), of the classes; without the background's.
+            scores: (K, H, W), of the classes; without the background's. NaN where nothing is known: no label there.
             ids: of the K classes.
         """
         known = truth != IGNORED
@@ -72,11 +73,12 @@ class Sweep:
             best = np.zeros(len(top), np.int32)
             for each, score in zip(ids, scores, strict=True):
                 values = score[known]
-                better = values > top
+                better = values > top  # never of NaN
                 top[better], best[better] = values[better], each
             # `left` counts the edges below the score, so that a score equal to its threshold is background; in float32,
             # as labels are made.
             steps = np.searchsorted(edges().astype(np.float32), top, side="left")
+            best[np.isnan(scores[0][known])] = IGNORED
         for pair, counts in counted(truth[known], best, steps, levels):
             found = np.array(counts, np.int64)
             self.pairs[pair] = self.pairs[pair] + found if pair in self.pairs else found
@@ -91,17 +93,22 @@ class Sweep:
         place = int(np.searchsorted(edges(), threshold))
         found: dict[tuple[int, int], int] = {}
         for (true, best), counts in self.pairs.items():
-            above = int(counts[place + 1 :].sum())
+            # Pixels without scores are ignored whatever the threshold.
+            above = int(counts.sum() if best == IGNORED else counts[place + 1 :].sum())
             for pair, count in (((true, best), above), ((true, BACKGROUND_ID), int(counts.sum()) - above)):
                 if count:
                     found[pair] = found.get(pair, 0) + count
         return found
 
-    def points(self, name: Callable[[int], str]) -> list[Point]:
-        """Return all thresholds, then all powers."""
+    def points(self, name: Callable[[int], str], rules: Sequence[str] = RULES) -> list[Point]:
+        """Return the thresholds, then the powers, of the rules that are asked for."""
         tried = [("constant", value, value) for value in THRESHOLDS]
         tried += [("power", power, threshold_of(power)) for power in POWERS]
-        return [Point(rule, value, totals(class_results(self.at(edge), name))) for rule, value, edge in tried]
+        return [
+            Point(rule, value, totals(class_results(self.at(edge), name)))
+            for rule, value, edge in tried
+            if rule in rules
+        ]
 
 
 def best_of(points: Sequence[Point], rule: str | None = None) -> Point | None:

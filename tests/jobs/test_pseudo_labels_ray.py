@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from typer.testing import Result
 
 from pipeline.lake import LakeStore, verify
@@ -78,7 +79,7 @@ def test_the_dense_crf_gives_the_same_on_the_cluster_and_in_the_worker(
     if spare == "no cpu":
         monkeypatch.setattr(crf.CrfRunner, "_spare", lambda self: False)
     if spare == "too late":
-        monkeypatch.setattr(crf, "_WAIT_SECONDS", 0.0)
+        monkeypatch.setattr(ray, "wait", lambda references, timeout: ([], references))
     run_inline(document | {"output": {"uri": str(tmp_path / "there")}})
     assert len(here) == (2 if spare == "a cpu" else 4)
     assert_equal_lakes(str(tmp_path / "here"), str(tmp_path / "there"))

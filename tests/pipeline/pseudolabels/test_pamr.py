@@ -32,6 +32,21 @@ def test_it_is_its_definition(dtype: torch.dtype) -> None:
     assert np.abs(expected - masks).max() > 0.2, "the masks have not changed"
 
 
+def test_pixels_of_bytes_give_the_weights_of_their_values() -> None:
+    image = (picture(9, 13) * 200).clip(0, 255).astype(np.uint8)
+    masks = np.random.default_rng(1).random((1, 9, 13)).astype(np.float32)
+    expected = protocol.pamr(image / 255.0, masks, DILATIONS, 10)
+    found = PixelAffinity(torch.from_numpy(image)[None], DILATIONS)(torch.from_numpy(masks)[None], 10)[0].numpy()
+    assert np.abs(found - expected).max() < 2e-6
+
+
+def test_a_pixel_unlike_all_others_keeps_weights_that_are_numbers() -> None:
+    image = torch.zeros(1, 3, 60, 60, dtype=torch.uint8)
+    image[..., 30, 30] = 255
+    weights = PixelAffinity(image, DILATIONS).weights
+    assert torch.allclose(weights[..., 30, 30], torch.tensor(1 / 48)) and bool(weights.isfinite().all())
+
+
 def test_images_of_a_batch_and_masks_of_an_image_do_not_see_each_other() -> None:
     images = torch.rand(3, 3, 20, 30, generator=torch.Generator().manual_seed(0))
     masks = torch.rand(3, 2, 20, 30, generator=torch.Generator().manual_seed(1))
