@@ -77,6 +77,8 @@ def pseudo_labels(
             if value:
                 raise InputError(f"{option} goes with --from; without it, the job file says this")
         job = absolute(load_label_job(job_file, given))
+        if job.stored is not None:
+            raise InputError("stored: the lake of heatmaps is named on the command line: --from LAKE; take it out")
         check_plan(lambda: open_source(job.source).plan(), job.source)
         raise typer.Exit(run(job, address))
 
