@@ -220,7 +220,7 @@ def check_object(store: LakeStore, info: ObjectInfo) -> tuple[bytes | None, str 
     """Return an object's bytes (None where it is not there), and what is wrong with it, in words, or None."""
     where = store.where(info.path)
     try:
-        data = store.get(info.path)
+        data = store.get(info.path, info.size)
     except MissingObjectError:
         return None, f"{where} is not there, and its commit names it"
     return data, mismatch(where, data, info, "its commit")
