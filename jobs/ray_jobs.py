@@ -127,8 +127,12 @@ def follow(client: Any, submission: str) -> int:
     """
     address = client.get_address()
     try:
-        with _ray_errors(address):
+        try:
             asyncio.run(_tail(client, submission))
+        except (RuntimeError, OSError) as error:
+            # Forwarded ports and proxies cut connections that live long; the job goes on.
+            print(f"the log broke off ({_first_line(error)}); waiting for the end without it", file=sys.stderr)
+        with _ray_errors(address):
             # The log ends a moment before the job's state says so.
             while (details := client.get_job_info(submission)).status not in ENDED:
                 time.sleep(_POLL_SECONDS)

@@ -30,6 +30,7 @@ class Server:
     exit_code: int | None = 0
     status: str = "SUCCEEDED"
     message: str = ""
+    breaks: bool = False
 
     def get_address(self) -> str:
         return "http://head:8265"
@@ -49,6 +50,8 @@ class Server:
     async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
         yield "units 1/2\n"
         self.table[name] = self.status
+        if self.breaks:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     def get_job_info(self, name: str) -> Any:
         return SimpleNamespace(status=self.table[name], driver_exit_code=self.exit_code, message=self.message)
@@ -125,6 +128,12 @@ def test_wait_ends_with_the_code_of_the_job(
     server.status, server.exit_code, server.message = status, exit_code, message
     result = camlake("submit", job_file, "--wait")
     assert result.exit_code == expected and said in result.output and "units 1/2" in result.output
+
+
+def test_a_log_that_breaks_off_ends_no_job(camlake: Run, server: Server, job_file: Path) -> None:
+    server.breaks, server.status, server.exit_code = True, "FAILED", 1
+    result = camlake("submit", job_file, "--wait")
+    assert result.exit_code == 1 and "the log broke off (WebSocket connection closed" in result.output
 
 
 def test_a_cluster_with_camlake_gets_the_job_alone(camlake: Run, server: Server, job_file: Path) -> None:
