@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,12 @@ EXIT_STOPPED = 143
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 _POLL_SECONDS = 1.0
+#: Ray's loggers that tell of each upload, with paths of temporary folders.
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def connect(address: str) -> Any:
@@ -38,6 +45,8 @@ def connect(address: str) -> Any:
     with _ray_errors(address):
         from ray.job_submission import JobSubmissionClient
 
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         # The client lets these variables overrule what it is given.
         kept = os.environ.get(ADDRESS_VARIABLE)
         os.environ[ADDRESS_VARIABLE] = address
