@@ -20,6 +20,7 @@ from pipeline.lake.documents import (
     read_quarantine,
     read_success,
     seal,
+    sizes_in,
     to_bytes,
     units_in,
 )
@@ -136,14 +137,15 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
         return done
     planned = {unit.unit_id for unit in read_plan(store, manifest)}
     given_up = quarantined(store)
-    have = committed(store)
+    sizes = sizes_in(store, layout.COMMITS)
+    have = set(sizes)
     _require_whole(store, planned, have, given_up)
     _close(store, (given_up & planned) - have)
     attempts: dict[str, str] = {}
     images: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     totals: Counter[str] = Counter()
-    for commit in ahead(lambda unit: _checked(store, unit), sorted(planned), threads):
+    for commit in ahead(lambda unit: _checked(store, unit, sizes.get(unit)), sorted(planned), threads):
         attempts[commit.unit_id] = commit.attempt
         images.update(commit.images)
         flags.update(commit.flags)
@@ -200,8 +202,8 @@ def _close(store: LakeStore, units: set[str]) -> None:
         store.put_if_absent(layout.commit(unit), to_bytes(closing))
 
 
-def _checked(store: LakeStore, unit: str) -> Commit:
-    commit = read_commit(store, unit)
+def _checked(store: LakeStore, unit: str, size: int | None) -> Commit:
+    commit = read_commit(store, unit, size)
     if is_closed(commit):
         read_quarantine(store, unit)
     for info in commit.objects:

@@ -86,7 +86,9 @@ def test_requests_per_unit_are_few(requests: list[Request]) -> None:
     }
     finish = Counter((kind(method, path), place(path)) for phase, method, path in requests if phase == "finish")
     assert finish["GetObject", "lake: heatmaps/"] == units * 2 * arrays
-    assert ("HeadObject", "lake: heatmaps/") not in finish
+    assert finish["GetObject", "lake: commits/"] == units
+    looked_up = {where for what, where in finish if what == "HeadObject"}
+    assert looked_up == {"lake: camlake.json", "lake: plan/", "lake: _SUCCESS.json"}
 
 
 def test_no_right_goes_unused(requests: list[Request]) -> None:
