@@ -9,7 +9,7 @@ OUT ?= demo-output
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 
-.PHONY: help setup demo test chaos lint types check format schemas clean
+.PHONY: help setup demo test chaos docs lint types check format schemas clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test: $(READY) ## Pass the tests (the slow ones too)
 chaos: $(READY) ## Kill workers, nodes and the driver of a run at random, and compare its lake (CHAOS_ARGS="--seed 7")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+docs: $(READY) ## Build the site into docs/_build/html; a broken link or heading is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	@echo "== docs/_build/html/index.html"
+
 lint: $(READY) ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,8 +52,9 @@ format: $(READY) ## Format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: $(READY) ## Export the JSON Schemas after a change of a contract
+schemas: $(READY) ## Export the JSON Schemas, and the page of the job file, after a change of a contract
 	$(BIN)/python -m schemas.export
+	$(BIN)/python -m schemas.reference
 
 clean: ## Remove the environment, caches and demo output
-	rm -rf $(VENV) $(OUT) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(OUT) docs/_build .pytest_cache .mypy_cache .ruff_cache *.egg-info

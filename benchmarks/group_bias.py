@@ -5,8 +5,8 @@
 The networks are those of :mod:`benchmarks.planted` at prevalence 0, in the same folder; the sites are dealt out after
 the scenes are drawn, so that no picture is changed.
 
-- *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left quarter are all at the site
-  east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the first
+- *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left quarter are all at the
+  site east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the first
   finding that is about a group is about the fives at east; *named*: it says the upper left; *false flag*: a finding
   about a group is not about the fives.
 - *Trap* (Simpson): scenes of one digit, odd digits in the left half and even ones in the right half, at two sites, of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -23,6 +24,12 @@ EXIT_STOPPED = 143
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 
 _POLL_SECONDS = 1.0
+#: Ray's loggers that tell of each upload, with paths of temporary folders.
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 def connect(address: str) -> Any:
@@ -38,6 +45,8 @@ def connect(address: str) -> Any:
     with _ray_errors(address):
         from ray.job_submission import JobSubmissionClient
 
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         # The client lets these variables overrule what it is given.
         kept = os.environ.get(ADDRESS_VARIABLE)
         os.environ[ADDRESS_VARIABLE] = address
@@ -127,8 +136,12 @@ def follow(client: Any, submission: str) -> int:
     """
     address = client.get_address()
     try:
-        with _ray_errors(address):
+        try:
             asyncio.run(_tail(client, submission))
+        except (RuntimeError, OSError) as error:
+            # Forwarded ports and proxies cut connections that live long; the job goes on.
+            print(f"the log broke off ({_first_line(error)}); waiting for the end without it", file=sys.stderr)
+        with _ray_errors(address):
             # The log ends a moment before the job's state says so.
             while (details := client.get_job_info(submission)).status not in ENDED:
                 time.sleep(_POLL_SECONDS)

@@ -86,6 +86,11 @@ def submit(
         entrypoint = shlex.join(["python", "-m", "jobs.attribute", name, *(f"--set={each}" for each in given)])
         with tempfile.TemporaryDirectory(prefix="camlake-submit-") as made:
             upload = stage(folder, Path(made), exclude=exclude or [], code=not installed)
+            if folder is not None and "://" not in name and not (Path(made) / name).exists():
+                raise InputError(
+                    f"the job file '{job_file}' would stay here: it is hidden, in a folder that is left out, or named "
+                    "by --exclude; move it"
+                )
             submission = send(client, job, entrypoint, {"working_dir": made, "env_vars": environment})
         print(f"submitted {submission}: {entrypoint}")
         print(f"sent      {upload.files} files, {megabytes(upload.bytes)}" + _from(folder, installed))

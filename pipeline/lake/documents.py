@@ -30,14 +30,14 @@ _REMEDIES: dict[type[StoredDocument], str] = {
 }
 
 
-def read_document(store: LakeStore, path: str, kind: type[AnyDocument]) -> AnyDocument:
-    """Read and validate one document.
+def read_document(store: LakeStore, path: str, kind: type[AnyDocument], size: int | None = None) -> AnyDocument:
+    """Read and validate one document, of ``size`` bytes where a listing told so.
 
     Raises:
         MissingObjectError: it is not there.
         LakeError: it is damaged, or of another format version.
     """
-    data = store.get(path)
+    data = store.get(path, size)
     remedy = _REMEDIES[kind]
     try:
         found = json.loads(data)
@@ -82,21 +82,26 @@ def read_success(store: LakeStore) -> Success | None:
         return None
 
 
+def sizes_in(store: LakeStore, folder: str) -> dict[str, int]:
+    """Bytes of each unit's document in ``commits`` or ``quarantine`` by the unit's id, from one listing."""
+    entries = ((entry.path.removeprefix(f"{folder}/"), entry.size) for entry in store.list(folder))
+    return {name.removesuffix(".json"): size for name, size in entries if name.endswith(".json") and "/" not in name}
+
+
 def units_in(store: LakeStore, folder: str) -> set[str]:
     """Ids of the units that have a document in ``commits`` or ``quarantine``, from one listing."""
-    names = (entry.path.removeprefix(f"{folder}/") for entry in store.list(folder))
-    return {name.removesuffix(".json") for name in names if name.endswith(".json") and "/" not in name}
+    return set(sizes_in(store, folder))
 
 
-def read_commit(store: LakeStore, unit_id: str) -> Commit:
-    """Read one unit's commit.
+def read_commit(store: LakeStore, unit_id: str, size: int | None = None) -> Commit:
+    """Read one unit's commit, of ``size`` bytes where a listing told so.
 
     Raises:
         MissingObjectError: the unit has none.
         LakeError: it is damaged, or of another unit.
     """
     path = layout.commit(unit_id)
-    commit = read_document(store, path, Commit)
+    commit = read_document(store, path, Commit, size)
     if commit.unit_id != unit_id:
         raise LakeError(
             f"{store.where(path)} is the commit of unit '{commit.unit_id}'; delete it and run the job again"
@@ -106,7 +111,8 @@ def read_commit(store: LakeStore, unit_id: str) -> Commit:
 
 def read_commits(store: LakeStore, threads: int = THREADS) -> Iterator[Commit]:
     """Yield the commits so far in the order of the unit ids, those that close quarantined units too."""
-    return ahead(lambda unit: read_commit(store, unit), sorted(units_in(store, layout.COMMITS)), threads)
+    sizes = sizes_in(store, layout.COMMITS)
+    return ahead(lambda unit: read_commit(store, unit, sizes[unit]), sorted(sizes), threads)
 
 
 def read_quarantine(store: LakeStore, unit_id: str) -> Quarantine:

@@ -21,6 +21,7 @@ from pipeline.lake.documents import (
     read_quarantine,
     read_success,
     seal,
+    sizes_in,
     to_bytes,
     units_in,
 )
@@ -140,13 +141,14 @@ def finalize(store: LakeStore, threads: int = THREADS) -> Success:
         return done
     planned = {unit.unit_id for unit in read_plan(store, manifest)}
     given_up = quarantined(store)
-    have = committed(store)
+    sizes = sizes_in(store, layout.COMMITS)
+    have = set(sizes)
     _require_whole(store, planned, have, given_up)
     _close(store, (given_up & planned) - have)
     images: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     totals: Counter[str] = Counter()
-    for commit in ahead(lambda unit: _checked(store, unit), sorted(planned), threads):
+    for commit in ahead(lambda unit: _checked(store, unit, sizes.get(unit)), sorted(planned), threads):
         holds.note(commit)
         images.update(commit.images)
         flags.update(commit.flags)
@@ -205,8 +207,8 @@ def _close(store: LakeStore, units: set[str]) -> None:
         store.put_if_absent(layout.commit(unit), to_bytes(closing))
 
 
-def _checked(store: LakeStore, unit: str) -> Commit:
-    commit = read_commit(store, unit)
+def _checked(store: LakeStore, unit: str, size: int | None) -> Commit:
+    commit = read_commit(store, unit, size)
     if is_closed(commit):
         read_quarantine(store, unit)
     for info in commit.objects:
@@ -225,7 +227,7 @@ def check_object(store: LakeStore, info: ObjectInfo) -> tuple[bytes | None, str 
     """Return an object's bytes (None where it is not there), and what is wrong with it, in words, or None."""
     where = store.where(info.path)
     try:
-        data = store.get(info.path)
+        data = store.get(info.path, info.size)
     except MissingObjectError:
         return None, f"{where} is not there, and its commit names it"
     return data, mismatch(where, data, info, "its commit")

@@ -22,7 +22,7 @@ from fsspec.core import url_to_fs
 
 from pipeline.lake import local
 from pipeline.sources.faults import ShortBodyError, denied, http_status, refusal
-from pipeline.sources.remote import READ_SECONDS, look_up, read_whole, with_limits, without_repeats
+from pipeline.sources.remote import READ_SECONDS, is_object, look_up, read_whole, with_limits, without_repeats
 from pipeline.sources.retry import repeat
 from pipeline.sources.storage import is_storage_error
 from schemas.errors import AccessError, InputError, LakeError
@@ -179,15 +179,19 @@ class LakeStore:
 
     # Reading -----------------------------------------------------------------------------------------------------
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, size: int | None = None) -> bytes:
         """Return an object's bytes.
+
+        Args:
+            path: of the object.
+            size: bytes that it should have, where they are known: that spares a request, and decides nothing.
 
         Raises:
             MissingObjectError: it is not there.
             StoreError: the store refused or did not answer.
         """
         with self._explained("read", path):
-            return repeat(lambda: read_whole(self.fs, self._full(path)), f"read {self.where(path)}")
+            return repeat(lambda: read_whole(self.fs, self._full(path), size), f"read {self.where(path)}")
 
     def get_range(self, path: str, start: int, stop: int) -> bytes:
         """Return the bytes ``start:stop`` of an object in one request.
@@ -214,7 +218,10 @@ class LakeStore:
         return found
 
     def exists(self, path: str) -> bool:
-        """Say whether an object is there."""
+        """Say whether an object is there; of S3 that takes one request."""
+        if self.kind == "s3":
+            with self._explained("look up", path):
+                return repeat(lambda: is_object(self.fs, self._full(path)), f"look up {self.where(path)}")
         try:
             self.size(path)
         except MissingObjectError:

@@ -78,7 +78,7 @@ class CommittingSink(Sink):
         """
         if not _ATTEMPT.match(result.attempt):
             raise ValueError(f"attempt id '{result.attempt}' must be letters, digits and '_' only; use new_attempt()")
-        standing = self._standing(result)
+        standing = self._standing(result) if self.store.exists(layout.commit(result.unit_id)) else None
         if standing is not None:
             return standing
         began = time.perf_counter()

@@ -27,7 +27,7 @@ from pipeline.engine.clock import StageClock
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.lake import Lake, LakeStore
 from pipeline.lake.enlarge import lay_over
-from pipeline.lake.pictures import FAULTS, unit_pictures
+from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
 from pipeline.pseudolabels.classes import manifest_classes
 from pipeline.pseudolabels.crf import CrfRunner
@@ -42,7 +42,7 @@ from pipeline.pseudolabels.sizes import Sizes, resized
 from pipeline.pseudolabels.stored import selected
 from pipeline.sources.decode import DecodeError, decode
 from schemas.documents import Manifest
-from schemas.errors import InputError, LakeError
+from schemas.errors import CamlakeError, InputError, LakeError
 from schemas.job import Job
 from schemas.label_job import LabelJob
 from schemas.pseudolabels import CrfRefinement, NoRefinement, PamrRefinement
@@ -51,6 +51,9 @@ from schemas.unit import Unit
 from schemas.view import View
 
 Map = npt.NDArray[np.float32]
+
+#: What can go wrong with one picture.
+_FAULTS = (CamlakeError, OSError, ValueError, SyntaxError)
 
 
 class Part(NamedTuple):
@@ -134,6 +137,7 @@ class StoredMapsWorker:
         if self._device == "cpu":
             torch.set_num_threads(self.job.compute.threads or max(1, int(self.job.workers.cpus)))
         self.lake = Lake(LakeStore(self.stored.uri, self.stored.storage_options))
+        self.originals = Originals(self.lake, self.job.source.storage_options, most_read=None)
         if self.lake.manifest.run_id != self.stored.run_id:
             raise InputError(
                 f"--from: {self.stored.uri} is the lake of another run ({self.lake.manifest.run_id}) than the one that "
@@ -210,7 +214,7 @@ class StoredMapsWorker:
             try:
                 with clock.measure("decode"):
                     pixels = self._pixels(row, data)
-            except FAULTS as error:
+            except _FAULTS as error:
                 status = "decode_error" if isinstance(error, DecodeError) else "read_error"
                 row |= {"status": status, "error": str(error) or type(error).__name__}
                 continue
@@ -242,14 +246,15 @@ class StoredMapsWorker:
 
     def _pictures(
         self, unit: str, rows: Sequence[Mapping[str, Any]]
-    ) -> Iterator[tuple[str, bytes | BaseException | None]]:
+    ) -> Iterator[tuple[str, bytes | CamlakeError | None]]:
         """Yield the pictures that the refinement needs, or None where it needs none."""
         if isinstance(self.settings.refine, NoRefinement):
             yield from ((row["image_id"], None) for row in rows)
         else:
-            yield from unit_pictures(self.lake, unit, rows, self.job.source.storage_options)
+            for row, data in self.originals.stream(rows):
+                yield row["image_id"], data
 
-    def _pixels(self, row: Mapping[str, Any], data: bytes | BaseException | None) -> Tensor | None:
+    def _pixels(self, row: Mapping[str, Any], data: bytes | CamlakeError | None) -> Tensor | None:
         """Return the picture (3, H, W) uint8 where one is needed.
 
         Raises:
@@ -257,7 +262,7 @@ class StoredMapsWorker:
         """
         if data is None:
             return None
-        if isinstance(data, BaseException):
+        if isinstance(data, CamlakeError):
             raise data
         pixels = decode(data, exif=self.job.model.preprocess.exif).pixels
         if tuple(pixels.shape[1:]) != (row["height"], row["width"]):

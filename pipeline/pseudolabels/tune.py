@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional
 
-from pipeline.lake.pictures import unit_pictures
+from pipeline.lake.originals import Originals
 from pipeline.pseudolabels.collection import Item, LabelLake
 from pipeline.pseudolabels.confusion import ClassResult, Confusion, Totals, class_results, totals
 from pipeline.pseudolabels.evaluate import Pair, true_mask
@@ -23,7 +23,7 @@ from pipeline.pseudolabels.split import is_drawn
 from pipeline.pseudolabels.sweep import Point, Sweep, best_of, threshold_of
 from pipeline.pseudolabels.truth import Truth
 from pipeline.sources.decode import decode
-from schemas.errors import InputError, LakeError
+from schemas.errors import CamlakeError, InputError, LakeError
 from schemas.pseudolabels import PamrRefinement
 
 #: What is tried: the scores as they are stored, or refined by PAMR.
@@ -131,13 +131,14 @@ class Tuner:
         for item in items:
             by_unit.setdefault(str(item.unit), []).append(item.image_id)
         found: dict[str, bytes] = {}
+        originals = Originals(self.labels.lake, self.source_options, most_read=None)
         for unit, ids in by_unit.items():
             wanted = set(ids)
             rows = [row for row in self.labels.lake.unit_images(unit).to_pylist() if row["image_id"] in wanted]
-            for image_id, data in unit_pictures(self.labels.lake, unit, rows, self.source_options):
-                if isinstance(data, BaseException):
-                    raise LakeError(f"--pamr: the picture of image '{image_id}' cannot be had: {data}") from data
-                found[image_id] = data
+            for row, data in originals.stream(rows):
+                if isinstance(data, CamlakeError):
+                    raise LakeError(f"--pamr: the picture of image '{row['image_id']}' cannot be had: {data}") from data
+                found[row["image_id"]] = data
         return found
 
 

@@ -56,28 +56,51 @@ def _told_why(fs: Any, path: str, request: Callable[[], Any]) -> Any:
         raise told from told.__cause__
 
 
+def is_object(fs: Any, path: str) -> bool:
+    """Tell by one request whether S3 holds an object; fsspec's ``info`` asks for a folder too where there is none."""
+    bucket, key, _ = fs.split_path(path)
+    try:
+        _told_why(fs, path, lambda: fs.call_s3("head_object", Bucket=bucket, Key=key))
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _announces(fs: Any) -> bool:
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     return bool(protocols & _ANNOUNCE)
 
 
-def read_whole(fs: Any, path: str) -> bytes:
+def read_whole(fs: Any, path: str, size: int | None = None) -> bytes:
     """Return the bytes of a file.
+
+    Args:
+        fs: file system.
+        path: the file.
+        size: bytes that it should have, where they are known: if they come, S3 and GCS are not asked how many it has.
 
     Raises:
         ShortBodyError: they are not as many as S3 or GCS announced; other clients compare with the reply's header.
     """
     if not _announces(fs):
         return bytes(fs.cat_file(path))
+    if size is not None:
+        data = _in_one_request(fs, path)
+        if len(data) == size:
+            return data
     found = look_up(fs, path)
     if found["type"] != "file":
         raise FileNotFoundError(path)
-    size = int(found["size"])
-    # s3fs would look the size up again, to compare it with nothing, unless it may make one request only.
-    data = bytes(fs.cat_file(path, max_concurrency=1) if hasattr(fs, "call_s3") else fs.cat_file(path))
-    if len(data) != size:
-        raise ShortBodyError(len(data), size)
+    announced = int(found["size"])
+    data = _in_one_request(fs, path)
+    if len(data) != announced:
+        raise ShortBodyError(len(data), announced)
     return data
+
+
+def _in_one_request(fs: Any, path: str) -> bytes:
+    # s3fs would look the size up, to compare it with nothing, unless it may make one request only.
+    return bytes(fs.cat_file(path, max_concurrency=1) if hasattr(fs, "call_s3") else fs.cat_file(path))
 
 
 def _fetched(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +13,7 @@ import pytest
 import s3fs
 import yaml
 
-from benchmarks.requests import Request, kind, requests_of_a_job
+from benchmarks.requests import METHODS, Request, kind, place, requests_of_a_job
 from pipeline.lake.store import LakeStore
 from tests.deploy.versions import ROOT
 from tests.s3_server import S3Store
@@ -70,6 +71,24 @@ def test_every_request_of_a_job_is_allowed(requests: list[Request]) -> None:
         if not any(allows(statement, *needed(method, path)) for statement in POLICY["Statement"])
     }
     assert not refused
+
+
+def test_requests_per_unit_are_few(requests: list[Request]) -> None:
+    """What docs/scale.md reckons with: one read of the shard, and one write per object; a listing of nothing."""
+    found = Counter(kind(method, path) for phase, method, path in requests if phase == "units")
+    arrays, units = len(METHODS), 2
+    assert found == {
+        # An array is its metadata and its shard; then images, maps and the commit.
+        "PutObject": units * (2 * arrays + 3),
+        "GetObject": units,
+        # The shard, by its plan and when it is opened; the lake's end and the unit's commit, which are not there.
+        "HeadObject": units * 4,
+    }
+    finish = Counter((kind(method, path), place(path)) for phase, method, path in requests if phase == "finish")
+    assert finish["GetObject", "lake: heatmaps/"] == units * 2 * arrays
+    assert finish["GetObject", "lake: commits/"] == units
+    looked_up = {where for what, where in finish if what == "HeadObject"}
+    assert looked_up == {"lake: camlake.json", "lake: plan/", "lake: _SUCCESS.json"}
 
 
 def test_no_right_goes_unused(requests: list[Request]) -> None:

@@ -80,7 +80,7 @@ def test_versions_and_images_are_ours(path: Path) -> None:
     job = documents(path)["RayJob"]
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == constraint("ray")
     target = "cuda" if "gpu" in path.name else "cpu"
-    for pod in pods(job).values():
+    for pod in [*pods(job).values(), job["spec"]["submitterPodTemplate"]["spec"]]:
         (container,) = pod["containers"]
         assert container["image"].endswith(f"/camlake:{project()['version']}-{target}")
 
@@ -126,12 +126,15 @@ def test_workers_fit_into_their_pods_and_the_driver_is_alone(path: Path) -> None
 def test_no_root_no_secret_and_an_end(path: Path) -> None:
     spec = documents(path)["RayJob"]["spec"]
     account = yaml.safe_load((FOLDER / "service-account.yaml").read_text())
-    for pod in pods({"spec": spec}).values():
-        assert pod["serviceAccountName"] == account["metadata"]["name"] and pod["restartPolicy"] == "Never"
+    for pod in [*pods({"spec": spec}).values(), spec["submitterPodTemplate"]["spec"]]:
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] > 0
+        assert pod["restartPolicy"] == "Never"
         for container in pod["containers"]:
             assert not container["securityContext"]["allowPrivilegeEscalation"]
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    for pod in pods({"spec": spec}).values():
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        for container in pod["containers"]:
             assert [set(each) for each in container["envFrom"]] == [{"secretRef"}] and "env" not in container
     assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] > 0
     assert spec["backoffLimit"] >= 1 and spec["activeDeadlineSeconds"] > 0

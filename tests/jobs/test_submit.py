@@ -30,6 +30,7 @@ class Server:
     exit_code: int | None = 0
     status: str = "SUCCEEDED"
     message: str = ""
+    breaks: bool = False
 
     def get_address(self) -> str:
         return "http://head:8265"
@@ -49,6 +50,8 @@ class Server:
     async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
         yield "units 1/2\n"
         self.table[name] = self.status
+        if self.breaks:
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
 
     def get_job_info(self, name: str) -> Any:
         return SimpleNamespace(status=self.table[name], driver_exit_code=self.exit_code, message=self.message)
@@ -127,6 +130,12 @@ def test_wait_ends_with_the_code_of_the_job(
     assert result.exit_code == expected and said in result.output and "units 1/2" in result.output
 
 
+def test_a_log_that_breaks_off_ends_no_job(camlake: Run, server: Server, job_file: Path) -> None:
+    server.breaks, server.status, server.exit_code = True, "FAILED", 1
+    result = camlake("submit", job_file, "--wait")
+    assert result.exit_code == 1 and "the log broke off (WebSocket connection closed" in result.output
+
+
 def test_a_cluster_with_camlake_gets_the_job_alone(camlake: Run, server: Server, job_file: Path) -> None:
     assert camlake("submit", job_file, "--installed").exit_code == 0
     assert server.staged == ["job.yaml", "my_net.py"]
@@ -143,6 +152,7 @@ def test_a_cluster_with_camlake_gets_the_job_alone(camlake: Run, server: Server,
         ),
         (["--env", "TOKEN=hunter2"], "--env TOKEN: give the name of a variable of this shell, and not its value"),
         (["--env", "NOT_SET_HERE"], "--env NOT_SET_HERE: this shell has no such variable; export it first"),
+        (["--exclude", "job.*"], "project/job.yaml' would stay here: it is hidden, in a folder that is left out"),
         (["--working-dir", "/nowhere"], "--working-dir /nowhere is no folder"),
         (["--working-dir", "/usr/lib"], "is not in --working-dir /usr/lib"),
     ],

@@ -245,8 +245,8 @@ class WrappedStore(LakeStore):
         self.after(number, path)
         return done
 
-    def get(self, path: str) -> bytes:
-        data = super().get(path)
+    def get(self, path: str, size: int | None = None) -> bytes:
+        data = super().get(path, size)
         with self.lock:
             self.reads.append((path, len(data)))
         return data
