@@ -6,9 +6,9 @@ The networks are those of :mod:`benchmarks.planted` at prevalence 0, in the same
 the scenes are drawn, so that no picture is changed.
 
 - *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left quarter are all at the
-  site east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the first
-  finding that is about a group is about the fives at east; *named*: it says the upper left; *false flag*: a finding
-  about a group is not about the fives.
+  site east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the
+  first finding that is about a group is about the fives at east; *named*: it says the upper left; *false flag*: a
+  finding about a group is not about the fives.
 - *Trap* (Simpson): scenes of one digit, odd digits in the left half and even ones in the right half, at two sites, of
   which one has four fifths of the even digits and the other of the odd ones. As a whole the sites' maps lie far apart;
   within each class they do not. *False flag*: any finding is about a site.
