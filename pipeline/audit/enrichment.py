@@ -144,8 +144,10 @@ def enriched(
         yield fisher(k, rows[1], others, other_rows[1], place=place, level=LEVELS[level], **about)
     by_key = {place.key: number for number, place in enumerate(places)}
     very, near = by_key[CORNERS], by_key[NEAR_CORNERS]
+    own, theirs = ([int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits))
+    if allowed[very]:
+        yield fisher(own[0], sum(rows), theirs[0], sum(other_rows), place=very, level=LEVELS[0], **about)
     if allowed[near]:
-        own, theirs = ([int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits))
         test = fisher(own[1], sum(rows), theirs[1], sum(other_rows), place=near, level=LEVELS[0], **about)
         yield replace(test, p=trend((own[0], own[1]), sum(rows), (theirs[0], theirs[1]), sum(other_rows)))
 
