@@ -126,7 +126,7 @@ def test_head_and_workers_share_a_token_and_the_driver_s_code_is_the_job_s(
     (Path(slurm["FOLDER"]) / "end").write_text("1")
     assert run.wait(20) == 1
     assert not scratch.exists(), "the token is left behind"
-    assert calls(slurm, "ended")
+    assert f"srun --overlap --nodes=3 --ntasks=3 rm -rf /tmp/ray-{os.getpid()}" in calls(slurm, "ended")
 
 
 def test_a_warning_reaches_the_driver_first(slurm: dict[str, str], run: subprocess.Popen[bytes]) -> None:
