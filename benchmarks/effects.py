@@ -44,7 +44,7 @@ CONVENTIONS = (
     Convention("black", "probability"),
     Convention("mean colour", "logit"),
 )
-BASELINES = ("random map", "centred Gaussian")
+BASELINES = ("random map", "random pixels", "centred Gaussian")
 
 
 class Effect(NamedTuple):
@@ -120,12 +120,13 @@ def _effect(model: LakeModel, image_id: str, target: int, pixels: Tensor, maps: 
     )
 
 
-def _baselines(image_id: str, maps: Mapping[Series, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return maps that know nothing of the image: uniform noise on the coarsest grid, and a Gaussian in the middle."""
+def _baselines(image_id: str, maps: Mapping[Series, Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Return maps that know nothing of the image: noise on the coarsest grid, on pixels, and a central Gaussian."""
     grid = min((tuple(each.shape) for each in maps.values()), key=lambda shape: shape[0] * shape[1])
-    noise = torch.from_numpy(np.random.default_rng(int(keys_of([image_id], 0)[0])).random(grid, np.float32))
+    rng = np.random.default_rng(int(keys_of([image_id], 0)[0]))
+    noise = [torch.from_numpy(rng.random(shape, np.float32)) for shape in (grid, size)]
     down, across = ((torch.arange(side) + 0.5) / side - 0.5 for side in size)
-    return noise, torch.exp(-(down[:, None] ** 2 + across**2) / (2 * PRIOR_SIGMA**2))
+    return *noise, torch.exp(-(down[:, None] ** 2 + across**2) / (2 * PRIOR_SIGMA**2))
 
 
 def _logits(model: LakeModel, pictures: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.effects import CONVENTIONS
@@ -23,6 +23,7 @@ LOCATED = (
     ("px_ap", "PxAP", 1, 100),
     ("wsolevaluation", "wsolevaluation's MaxBoxAcc", 1, 100),
     ("wsolevaluation_v2", "its V2", 1, 100),
+    ("one_threshold", "with one threshold", 1, 100),
 )
 EFFECTS = ("drop", "increase")
 _FIRST = str(CONVENTIONS[0])
@@ -65,6 +66,13 @@ def tables(rows: Sequence[Row]) -> list[str]:
             {row["method"]: [_pair(each) for each in row["by_probability"]] for row in mine},
         )
     return lines
+
+
+def torchcam_lines(found: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the table of torchcam's own figures: no line where there are none."""
+    cells = {name: [_pair(dict(zip(EFFECTS, values, strict=True)))] for name, values in found.items()}
+    title = "Average drop / increase of the predicted class by torchcam's methods and metric:"
+    return _table(title, ["drop / increase"], cells) if cells else []
 
 
 def _table(title: str, heads: Sequence[str], cells: dict[str, list[str]]) -> list[str]:

@@ -89,7 +89,10 @@ def overlap(box: Sequence[float], truth: Sequence[float], protocol: Protocol) ->
 def box_accuracies(
     maps: npt.NDArray[Any], truths: Sequence[Floats], protocol: Protocol = WSOLEVALUATION
 ) -> dict[str, float]:
-    """MaxBoxAcc and MaxBoxAccV2 of maps (T, h, w) whose objects' boxes (n, 4) are in pixels of (SIDE, SIDE)."""
+    """MaxBoxAcc and MaxBoxAccV2 of maps (T, h, w) whose objects' boxes (n, 4) are in pixels of (SIDE, SIDE).
+
+    In MaxBoxAccV2 each overlap has a threshold of its own; ``one_threshold`` is the same with one for all.
+    """
     tried = protocol.steps or 100
     best, largest = np.zeros((3, tried)), np.zeros(tried)
     for stored, truth in zip(maps, truths, strict=True):
@@ -106,7 +109,9 @@ def box_accuracies(
             largest[step] += ious[cut][1] >= 0.5
     v2 = best.max(1) / len(maps)
     named = {f"max_box_acc_v2_{name}": float(value) for name, value in zip((30, 50, 70), v2, strict=True)}
-    return {"max_box_acc": float(largest.max() / len(maps)), "max_box_acc_v2": float(v2.mean()), **named}
+    one = float(best.mean(0).max() / len(maps))
+    first = {"max_box_acc": float(largest.max() / len(maps)), "max_box_acc_v2": float(v2.mean()), "one_threshold": one}
+    return first | named
 
 
 # Quantus -------------------------------------------------------------------------------------------------------------
