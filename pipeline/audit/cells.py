@@ -76,6 +76,10 @@ class Cells(CellReader):
         """Return :meth:`sums`, those of maps on their own grid."""
         return self._read(series).sums(place, name)
 
+    def bulk(self, series: int, start: int, stop: int, names: Sequence[str]) -> dict[str, Integers]:
+        """See :meth:`CellReader.bulk`."""
+        return _canonical(self._read(series).bulk(start, stop, names))
+
     def __bool__(self) -> bool:
         """Whether there is any cell."""
         return any(table.rows(KEPT) is not None or table.dense for table in self._tables.values())

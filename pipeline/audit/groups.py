@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.audit.cells import EVERYTHING, Cell, Key
-from pipeline.audit.fixed import SCALAR_BITS, floating
+from pipeline.audit.fixed import SCALAR_BITS, Integers, floating
 from pipeline.audit.frame import Frame
 from pipeline.audit.reading import CellReader
+from pipeline.audit.rows import EVERYTHING
+from pipeline.audit.table import COUNTS, DRAWN, HISTOGRAM
 from schemas.audit import BINS, GROUPS, MEASURES, OUTCOMES, Settings
 from schemas.tables import FLAGS
 
@@ -21,20 +22,29 @@ ALL = "all"
 _SHARES = (0.05, 0.5, 0.95)
 #: Ends of the bootstrap's percentile interval (Efron, SIAM 1982, section 10.4).
 _ENDS = (0.025, 0.975)
-
 _ESTIMATES = ("mean", "std", "low", "high", "q05", "median", "q95")
+_SUMS = (*COUNTS, *HISTOGRAM)
+#: Cells that are looked at together, and those of them whose resamples are.
+_TOGETHER = 1024
+_DRAWN_TOGETHER = 64
 
 Floats = npt.NDArray[np.float64]
+#: Returns how often each measure was drawn of some items (K, B, M), and the sum of what was drawn.
+Drawn = Callable[[npt.NDArray[np.intp]], tuple[Integers, Integers]]
 
 
-class _About(NamedTuple):
-    """What rows are about; ``target_class`` None: all classes."""
+@dataclass
+class _Rows:
+    """R rows of the table as numbers: ``target`` -1 for all classes, ``outcome`` 0 for all; the rest as they stand."""
 
-    series: int
-    target_class: int | None
-    attribute: str
-    value: str
-    outcome: str
+    series: Integers
+    pair: Integers
+    target: Integers
+    outcome: Integers
+    measure: Integers
+    n: Integers
+    flags: Integers
+    estimates: Floats
 
 
 def groups_table(maps: CellReader, frame: Frame) -> pa.Table:
@@ -46,122 +56,212 @@ def groups_table(maps: CellReader, frame: Frame) -> pa.Table:
     with 95% (percentiles of the bootstrap); they are null of series that are not the audit's own. Quantiles are those
     of a histogram of 32 bins.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in GROUPS.names}
-    for about, cell in _sums(maps):
-        _add(columns, about, cell, frame)
-    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in GROUPS}, schema=GROUPS)
+    numbers = maps.series()
+    pairs = sorted({pair for series in numbers for pair in maps.index(series).pairs})
+    parts = [part for series in numbers for part in _of_series(maps, series, pairs, frame.settings)]
+    return _table(parts, pairs, frame)
 
 
-def _sums(maps: CellReader) -> Iterator[tuple[_About, Cell]]:
-    """Yield all that rows are about, in order, with its sums."""
-    by_group: dict[tuple[int, str, str], list[Key]] = {}
-    cells = maps.cells
-    for key in sorted(cells):
-        by_group.setdefault((key.series, key.attribute, key.value), []).append(key)
-    for (series, attribute, value), keys in sorted(by_group.items()):
-        whole: dict[str, Cell] = {}
-        by_class: dict[int, dict[str, Cell]] = {}
-        for key in keys:
-            cell = cells[key]
-            whole.setdefault(OUTCOMES[key.outcome], Cell()).merge(cell)
-            by_class.setdefault(key.target_class, {})[OUTCOMES[key.outcome]] = cell
-        for target, outcomes in [(None, whole), *sorted(by_class.items())]:
-            yield _About(series, target, attribute, value, ALL), _together(list(outcomes.values()))
-            for outcome in OUTCOMES:
-                if outcome in outcomes:
-                    yield _About(series, target, attribute, value, outcome), outcomes[outcome]
+def _of_series(maps: CellReader, series: int, pairs: list[tuple[str, str]], settings: Settings) -> Iterator[_Rows]:
+    """Yield the rows of a series: those of all classes, and class by class."""
+    index = maps.index(series)
+    place = np.array([pairs.index(pair) for pair in index.pairs], np.int64)
+    yield from _of_all(maps, series, pairs, settings)
+    target, pair, outcome = index.columns()
+    # Cells of one class and group, which differ by the outcome, must not be parted.
+    whole = np.flatnonzero(np.append(True, (target[1:] != target[:-1]) | (pair[1:] != pair[:-1])))
+    for first in range(0, len(whole), _TOGETHER):
+        starts = whole[first : first + _TOGETHER]
+        stop = int(whole[first + _TOGETHER]) if first + _TOGETHER < len(whole) else len(index)
+        start = int(starts[0])
+        sums = maps.bulk(series, start, stop, COUNTS) | maps.bulk(series, start, stop, HISTOGRAM)
+        bounds = np.append(starts, stop) - start
+        items = {
+            name: np.concatenate([np.add.reduceat(values, bounds[:-1], axis=0), values])
+            for name, values in sums.items()
+        }
+        cells = slice(start, stop)
+        about = (
+            np.concatenate([place[pair[starts]], place[pair[cells]]]),
+            np.concatenate([target[starts], target[cells]]),
+            np.concatenate([np.zeros(len(starts), np.int64), outcome[cells] + 1]),
+        )
+        drawn = _Resampled(maps, series, start, bounds) if DRAWN[0] in maps.names(series) else None
+        yield _rows(series, about, items, drawn, settings)
 
 
-def _together(cells: list[Cell]) -> Cell:
-    if len(cells) == 1:
-        return cells[0]
-    found = Cell()
-    for cell in cells:
-        found.merge(cell)
+class _Resampled:
+    """The resamples of neighbouring cells, and of those that lie together: items 0 .. G - 1 are G of the latter."""
+
+    def __init__(self, maps: CellReader, series: int, start: int, bounds: npt.NDArray[np.int64]) -> None:
+        self._maps, self._series, self._start, self._bounds = maps, series, start, bounds
+
+    def __call__(self, items: npt.NDArray[np.intp]) -> tuple[Integers, Integers]:
+        """Return the resamples of items, which ascend."""
+        groups = len(self._bounds) - 1
+        if items[0] < groups <= items[-1]:
+            one, two = (self(part) for part in (items[items < groups], items[items >= groups]))
+            return np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1]])
+        together = bool(items[0] < groups)
+        first = self._bounds[items] if together else items - groups
+        last = self._bounds[items + 1] if together else first + 1
+        start, stop = int(first[0]), int(last[-1])
+        sums = self._maps.bulk(self._series, self._start + start, self._start + stop, DRAWN)
+        starts = np.stack([first, last], 1).ravel() - start
+
+        def added(values: Integers) -> Integers:
+            # Of each pair of ends the first tells where an item's cells begin; what is between items is left out.
+            padded = np.concatenate([values, np.zeros((1, *values.shape[1:]), np.int64)])
+            return np.add.reduceat(padded, starts, axis=0)[::2]
+
+        return added(sums[DRAWN[0]]), added(sums[DRAWN[1]])
+
+
+def _of_all(maps: CellReader, series: int, pairs: list[tuple[str, str]], settings: Settings) -> Iterator[_Rows]:
+    """Yield the rows of all classes together."""
+    for number, (attribute, value) in enumerate(pairs):
+        found = [maps.total(series, attribute, value, outcome) for outcome in range(len(OUTCOMES))]
+        cells = [(outcome + 1, cell.sums) for outcome, cell in enumerate(found) if cell is not None]
+        if not cells:
+            continue
+        own = [each for _, each in cells]
+        sums = [{name: np.asarray(sum(each[name] for each in own)) for name in own[0]}, *own]
+        items = {name: np.stack([each[name] for each in sums]) for name in _SUMS}
+
+        def drawn(items: npt.NDArray[np.intp], sums: Sequence[dict[str, Integers]] = sums) -> tuple[Integers, Integers]:
+            one, two = (np.stack([sums[item][name] for item in items.tolist()]) for name in DRAWN)
+            return one, two
+
+        about = np.full(len(sums), number), np.full(len(sums), -1), np.array([0, *(outcome for outcome, _ in cells)])
+        yield _rows(series, about, items, drawn if DRAWN[0] in sums[0] else None, settings)
+
+
+def _rows(
+    series: int,
+    about: tuple[Integers, Integers, Integers],
+    sums: dict[str, Integers],
+    drawn: Drawn | None,
+    settings: Settings,
+) -> _Rows:
+    """Return the rows of K items: ``about`` are pair, class and outcome (K,) of each, ``sums`` (K, ...) by name."""
+    counts = sums["count"]
+    item, measure = np.nonzero(counts >= settings.suppressed_below)
+    estimates = np.full((*counts.shape, len(_ESTIMATES)), np.nan)
+    told = np.flatnonzero(counts.max(1, initial=0) >= settings.interval_from)
+    if len(told):
+        estimates[told] = _estimates({name: values[told] for name, values in sums.items()}, settings)
+        if drawn is not None:
+            _set_intervals(estimates, counts, told, drawn, settings)
+    pair, target, outcome = (each[item] for each in about)
+    return _Rows(
+        np.full(len(item), series), pair, target, outcome, measure, counts[item, measure], sums["flags"][item],
+        estimates[item, measure],
+    )  # fmt: skip
+
+
+def _estimates(sums: dict[str, Integers], settings: Settings) -> Floats:
+    """Return :data:`_ESTIMATES` (K, M, 7) without intervals; NaN where there are too few maps, or none that say."""
+    counts = sums["count"]
+    n = np.where(counts >= settings.interval_from, counts, np.nan).astype(np.float64)
+    mean = floating(sums["total"], SCALAR_BITS) / n
+    variance = (floating(sums["square"], SCALAR_BITS) - n * mean**2) / (n - 1)
+    nothing = np.full(n.shape, np.nan)
+    found = np.stack(
+        [mean, np.sqrt(np.maximum(variance, 0)), nothing, nothing, *_quantiles(sums["histogram"])], axis=-1
+    )
+    found[np.isnan(n)] = np.nan
     return found
 
 
-def _add(columns: dict[str, list[Any]], about: _About, cell: Cell, frame: Frame) -> None:
-    """Append the rows of one cell."""
-    settings = frame.settings
-    counts = cell.sums["count"]
-    shown = np.flatnonzero(counts >= settings.suppressed_below)
-    if not len(shown):
-        return
-    series, everything = frame.series[about.series], about.attribute == EVERYTHING
-    target = about.target_class
-    same = {
-        "method": series.method,
-        "layer": series.layer,
-        "target_class": target,
-        "target_name": None if target is None or frame.class_names is None else frame.name(target),
-        "attribute": None if everything else about.attribute,
-        "value": None if everything else about.value,
-        "outcome": about.outcome,
-        **dict(zip(FLAGS, cell.sums["flags"].tolist(), strict=True)),
-    }
-    for name, value in same.items():
-        columns[name] += [value] * len(shown)
-    columns["measure"] += [MEASURES[place].name for place in shown]
-    columns["n"] += counts[shown].tolist()
-    if counts.max() < settings.interval_from:
-        for name in _ESTIMATES:
-            columns[name] += [None] * len(shown)
-        return
-    for name, values in _estimates(cell, settings).items():
-        columns[name] += [None if np.isnan(value) else value for value in values[shown].tolist()]
+def _set_intervals(
+    estimates: Floats, counts: Integers, told: npt.NDArray[np.intp], drawn: Drawn, settings: Settings
+) -> None:
+    """Set low and high of some items, few at a time: their resamples are large."""
+    low = _ESTIMATES.index("low")
+    at = 0
+    while at < len(told):
+        # Neighbours, since what lies between is drawn as well.
+        some = told[at : int(np.searchsorted(told, told[at] + _DRAWN_TOGETHER))]
+        at += len(some)
+        ends = _intervals(*drawn(some))
+        ends[counts[some] < settings.interval_from] = np.nan
+        estimates[some, :, low : low + 2] = ends
 
 
-def _estimates(cell: Cell, settings: Settings) -> dict[str, Floats]:
-    """Return the numbers of each measure (M,); NaN where there are too few maps, or none that say."""
-    counts = cell.sums["count"]
-    n = np.where(counts >= settings.interval_from, counts, np.nan).astype(np.float64)
-    mean = floating(cell.sums["total"], SCALAR_BITS) / n
-    variance = (floating(cell.sums["square"], SCALAR_BITS) - n * mean**2) / (n - 1)
-    low, high = _interval(cell, len(counts))
-    quantiles = _quantiles(cell.sums["histogram"])
-    few = np.isnan(n)
-    found = {
-        "mean": mean,
-        "std": np.sqrt(np.maximum(variance, 0)),
-        "low": low,
-        "high": high,
-        **dict(zip(("q05", "median", "q95"), quantiles, strict=True)),
-    }
-    return {name: np.where(few, np.nan, values) for name, values in found.items()}
-
-
-def _interval(cell: Cell, measures: int) -> tuple[Floats, Floats]:
-    """Return the ends of the interval of each mean; NaN without a bootstrap."""
-    if "drawn" not in cell.sums:
-        return np.full(measures, np.nan), np.full(measures, np.nan)
+def _intervals(drawn: Integers, total: Integers) -> Floats:
+    """Return the ends (K, M, 2) of the interval of each mean, from resamples (K, B, M)."""
     # Resamples in which nothing is drawn are as rare as e^-n; they have no mean and are left out.
-    drawn = cell.sums["drawn"].astype(np.float64)
-    total = floating(cell.sums["drawn_total"], SCALAR_BITS)
-    means = np.sort(np.divide(total, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0), axis=0)
-    last = np.isfinite(means).sum(0) - 1
-    columns = np.arange(measures)
+    counts = drawn.astype(np.float64).transpose(0, 2, 1)
+    totals = floating(total, SCALAR_BITS).transpose(0, 2, 1)
+    found = np.full((*counts.shape[:2], 2), np.nan)
+    some = counts.any(2)  # measures that were drawn at all
+    counts, totals = counts[some], totals[some]
+    means = np.sort(np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0), axis=1)
+    last = np.isfinite(means).sum(1) - 1
+    rows = np.arange(len(means))
     ends = []
     for share in _ENDS:
-        place = share * np.maximum(last, 0)
+        place = share * last
         below = np.floor(place).astype(np.int64)
-        above = np.minimum(below + 1, np.maximum(last, 0))
-        low, high = means[below, columns], means[above, columns]
-        ends.append(np.where(last >= 0, low + (place - below) * (high - low), np.nan))
-    return ends[0], ends[1]
+        above = np.minimum(below + 1, last)
+        low, high = means[rows, below], means[rows, above]
+        ends.append(low + (place - below) * (high - low))
+    found[some] = np.stack(ends, 1)
+    return found
 
 
-def _quantiles(histogram: npt.NDArray[np.int64]) -> Floats:
-    """Return (shares, M): quantiles from histograms (M, BINS), evenly spread over each bin; NaN of nothing."""
-    below = np.concatenate([np.zeros((len(histogram), 1), np.int64), np.cumsum(histogram, 1)], 1)
-    rows = np.arange(len(histogram))
-    found = np.full((len(_SHARES), len(histogram)), np.nan)
-    low = np.array([measure.low for measure in MEASURES])
-    width = np.array([(measure.high - measure.low) / BINS for measure in MEASURES])
+def _quantiles(histogram: Integers) -> Floats:
+    """Return (shares, K, M): quantiles from histograms (K, M, BINS), evenly spread over each bin; NaN of nothing."""
+    shape = histogram.shape[:2]
+    flat = histogram.reshape(-1, BINS)
+    below = np.concatenate([np.zeros((len(flat), 1), np.int64), np.cumsum(flat, 1)], 1)
+    rows = np.arange(len(flat))
+    found = np.full((len(_SHARES), len(flat)), np.nan)
+    low = np.tile([measure.low for measure in MEASURES], shape[0])
+    width = np.tile([(measure.high - measure.low) / BINS for measure in MEASURES], shape[0])
     for place, share in enumerate(_SHARES):
         wanted = share * below[:, -1]
         bins = np.clip((below <= wanted[:, None]).sum(1) - 1, 0, BINS - 1)
-        inside = (wanted - below[rows, bins]) / np.maximum(histogram[rows, bins], 1)
+        inside = (wanted - below[rows, bins]) / np.maximum(flat[rows, bins], 1)
         found[place] = low + (bins + np.minimum(1.0, inside)) * width
     found[:, below[:, -1] == 0] = np.nan
-    return found
+    return found.reshape(len(_SHARES), *shape)
+
+
+def _table(parts: list[_Rows], pairs: list[tuple[str, str]], frame: Frame) -> pa.Table:
+    """Return all rows in order, with names."""
+    columns = {each.name: [getattr(part, each.name) for part in parts] for each in fields(_Rows)}
+    empty = {"flags": np.empty((0, len(FLAGS)), np.int64), "estimates": np.empty((0, len(_ESTIMATES)))}
+    joined = {name: np.concatenate([empty.get(name, np.empty(0, np.int64)), *each]) for name, each in columns.items()}
+    del columns, parts[:]
+    order = np.lexsort([joined[name] for name in ("measure", "outcome", "target", "pair", "series")])
+    rows = {name: values[order] for name, values in joined.items()}
+    everything = np.array([attribute == EVERYTHING for attribute, _ in pairs], np.bool_)[rows["pair"]]
+    nobody = rows["target"] < 0
+    unnamed = nobody if frame.class_names is not None else np.ones(len(nobody), np.bool_)
+    present = np.unique(rows["target"][~unnamed])
+    value = _named([value for _, value in pairs], rows["pair"], everything)
+    found: dict[str, pa.Array] = {
+        "method": _named([each.method for each in frame.series], rows["series"]),
+        "layer": _named([each.layer for each in frame.series], rows["series"]),
+        "target_class": pa.array(rows["target"], pa.int32(), mask=nobody),
+        "target_name": _named(
+            [frame.name(int(each)) for each in present], np.searchsorted(present, rows["target"]), unnamed
+        ),
+        "attribute": _named([attribute for attribute, _ in pairs], rows["pair"], everything),
+        "value": value.cast(pa.string()),
+        "outcome": _named([ALL, *OUTCOMES], rows["outcome"]),
+        "measure": _named([each.name for each in MEASURES], rows["measure"]),
+        "n": pa.array(rows["n"], pa.int64()),
+        **{name: pa.array(rows["estimates"][:, place], from_pandas=True) for place, name in enumerate(_ESTIMATES)},
+        **{name: pa.array(rows["flags"][:, place], pa.int64()) for place, name in enumerate(FLAGS)},
+    }
+    return pa.table([found[name] for name in GROUPS.names], schema=GROUPS)
+
+
+def _named(names: Sequence[str], places: Integers, absent: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return a column of names by their places; null where it is ``absent``."""
+    unique = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    number = np.array([unique[name] for name in names] or [0], np.int32)
+    codes = number[np.minimum(places, len(number) - 1)]
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32(), mask=absent), pa.array(list(unique), pa.string()))

@@ -100,6 +100,11 @@ class Index(Sequence[Key]):
             (names[attribute[start]], int(target[start]), start, end) for start, end in zip(starts, ends, strict=True)
         ]
 
+    def columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return (K,) classes, places among :attr:`pairs`, and outcomes."""
+        target, pair = self._split()
+        return target, pair, self._codes % len(OUTCOMES)
+
     def _split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         target, pair = np.divmod(self._codes // len(OUTCOMES), max(1, len(self.pairs)))
         return target, pair

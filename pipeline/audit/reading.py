@@ -36,6 +36,14 @@ class CellReader(ABC):
         """Return the sums called ``name`` of the cell at a place of the index; they must not be changed."""
 
     @abstractmethod
+    def bulk(self, series: int, start: int, stop: int, names: Sequence[str]) -> dict[str, Integers]:
+        """Return sums (K, ...) by name of the cells from one place of the index to another; those of maps canonical.
+
+        ``names`` are some of :meth:`names` without ``rows``, which the index knows; resamples not with others. The
+        cells of a class are neighbours, and readers are quickest when they go through the classes in order.
+        """
+
+    @abstractmethod
     def total(self, series: int, attribute: str, value: str, outcome: int) -> Cell | None:
         """Return the sum of a group's cells of one outcome over all classes; None where there are none."""
 

@@ -10,13 +10,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.audit.canonical import expanded
 from pipeline.audit.cell import Cell
-from pipeline.audit.draws import Weights, draw
+from pipeline.audit.draws import Weights, draw, drawn_by_cell
 from pipeline.audit.fixed import Integers
 from pipeline.audit.index import Index
 from pipeline.audit.keys import poisson_weights
 from pipeline.audit.rows import NOWHERE, Names, Rows
-from pipeline.audit.table import COUNTS, DRAWN, HISTOGRAM, MAPS, CellId, Grouped, grouped, summed
+from pipeline.audit.table import COUNTS, DRAWN, HISTOGRAM, MAPS, ON_GRID, CellId, Grouped, grouped, summed
 from schemas.audit import Measure
 
 #: Cells that are summed together, rows whose weights are kept (as bytes), and cells whose resamples are.
@@ -63,7 +64,7 @@ class Settled:
             series, [(attribute, value) for attribute, value, _, _ in pairs], target, pair, outcome, size
         )
         self.names = self._names()
-        self._windows: dict[tuple[int, tuple[str, ...]], tuple[int, dict[str, Integers]]] = {}
+        self._windows: dict[tuple[str, ...], tuple[int, dict[str, Integers]]] = {}
         self._drawn: OrderedDict[int, tuple[Integers, Integers]] = OrderedDict()
 
     def _names(self) -> tuple[str, ...]:
@@ -76,47 +77,59 @@ class Settled:
         """Return the sums called ``name`` of the cell at a place of the index; those of maps on their own grid."""
         if name == "rows":
             return np.asarray(self.index.rows[place])
-        number = int(self.index.order[place])
-        if number >= self._first[-1]:
-            found = self._dense[number - int(self._first[-1])][1].sums[name]
-        elif name in DRAWN:
-            return self._drawn_of(number)[DRAWN.index(name)]
-        else:
-            group = next(each for each in _GROUPS if name in each)
-            first, window = self._window(number, group)
-            found = np.asarray(window[name][number - first])
+        if name in DRAWN:
+            return self._drawn_of(int(self.index.order[place]))[DRAWN.index(name)]
+        names = next(each for each in _GROUPS if name in each)
+        start = place // _WINDOW * _WINDOW
+        at, window = self._windows.get(names, (-1, {}))
+        if at != start:
+            window = self.bulk(start, min(start + _WINDOW, len(self.index)), names)
+            for values in window.values():
+                values.flags.writeable = False
+            self._windows[names] = start, window
+        return np.asarray(window[name][place - start])
+
+    def bulk(self, start: int, stop: int, names: Sequence[str]) -> dict[str, Integers]:
+        """Return sums of neighbouring cells, (K, ...) by name; those of maps on the table's grid.
+
+        Args:
+            start: place of the first.
+            stop: one past the last place.
+            names: what is wanted of :attr:`names`; none of :data:`DRAWN` with others.
+        """
+        numbers = self.index.order[start:stop]
+        found: dict[str, Integers] = {}
+        for slot, group in enumerate(self._groups):
+            # An attribute's cells come in the order of the index, so those of neighbours are neighbours.
+            mine = np.flatnonzero((numbers >= self._first[slot]) & (numbers < self._first[slot + 1]))
+            if len(mine):
+                some = slice(int(numbers[mine[0]] - self._first[slot]), int(numbers[mine[-1]] - self._first[slot]) + 1)
+                _fill(found, len(numbers), mine, self._of_rows(group, some, names))
+        for place in np.flatnonzero(numbers >= self._first[-1]).tolist():
+            cell = self._dense[int(numbers[place] - self._first[-1])][1]
+            _fill(found, len(numbers), place, {name: cell.sums[name] for name in names if name in cell.sums})
         return found
 
-    def _slot(self, number: int) -> int:
-        return int(np.searchsorted(self._first, number, side="right")) - 1
-
-    def _window(self, number: int, names: tuple[str, ...]) -> tuple[int, dict[str, Integers]]:
-        """Return the sums of a cell and its neighbours, and the number of the first of these."""
-        slot = self._slot(number)
-        first = int(self._first[slot])
-        start = (number - first) // _WINDOW * _WINDOW
-        at, window = self._windows.get((slot, names), (-1, {}))
-        if at == first + start:
-            return at, window
-        mine, cells = self._groups[slot], slice(start, start + _WINDOW)
-        begin, end = int(mine.starts[start]), int(mine.stops[cells][-1])
+    def _of_rows(self, group: Grouped, some: slice, names: Sequence[str]) -> dict[str, Integers]:
         assert self._rows is not None
-        window = summed(
-            self._rows,
-            mine.order[begin:end],
-            mine.starts[cells] - begin,
-            mine.stops[cells] - begin,
-            self._measures,
-            names,
+        begin, end = int(group.starts[some.start]), int(group.stops[some.stop - 1])
+        order, starts, stops = group.order[begin:end], group.starts[some] - begin, group.stops[some] - begin
+        if DRAWN[0] not in names:
+            return summed(self._rows, order, starts, stops, self._measures, names)
+        sums = drawn_by_cell(
+            lambda start, stop: self._weights(order[start:stop]),
+            self._rows.values[order],
+            starts.tolist(),
+            stops.tolist(),
         )
-        for values in window.values():
-            values.flags.writeable = False
-        self._windows[slot, names] = first + start, window
-        return first + start, window
+        return dict(zip(DRAWN, (np.stack(each) for each in zip(*sums, strict=True)), strict=True))
 
     def _drawn_of(self, number: int) -> tuple[Integers, Integers]:
+        if number >= self._first[-1]:
+            sums = self._dense[int(number - self._first[-1])][1].sums
+            return sums[DRAWN[0]], sums[DRAWN[1]]
         if number not in self._drawn:
-            slot = self._slot(number)
+            slot = int(np.searchsorted(self._first, number, side="right")) - 1
             mine, place = self._groups[slot], number - int(self._first[slot])
             rows = mine.order[mine.starts[place] : mine.stops[place]]
             assert self._rows is not None
@@ -136,6 +149,20 @@ class Settled:
         # A row is in a cell of each attribute, and drawn once for all of them.
         assert self._rows is not None and self._rows.keys is not None
         return poisson_weights(self._rows.keys, self._resamples)
+
+
+def _fill(
+    found: dict[str, Integers], count: int, places: npt.NDArray[np.intp] | int, sums: dict[str, Integers]
+) -> None:
+    """Put sums at their places among ``count``; where grids differ, all on the canonical one."""
+    for name, values in sums.items():
+        single = isinstance(places, int)
+        shape = values.shape if single else values.shape[1:]
+        if name not in found:
+            found[name] = np.zeros((count, *shape), np.int64)
+        elif name in ON_GRID and found[name].shape[1:] != shape:
+            found[name], values = expanded(found[name]), expanded(values)
+        found[name][places] = values
 
 
 def _ranked(rows: Rows, ranks: npt.NDArray[np.int64]) -> Rows:

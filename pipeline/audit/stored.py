@@ -152,6 +152,17 @@ class StoredCells(CellReader):
         number = int(np.searchsorted(self._firsts[series], place, side="right")) - 1
         return self._read(number).sums(series, place - int(self._firsts[series][number]), name)
 
+    def bulk(self, series: int, start: int, stop: int, names: Sequence[str]) -> dict[str, Integers]:
+        """See :meth:`CellReader.bulk`."""
+        firsts = self._firsts[series]
+        parts: list[dict[str, Integers]] = []
+        while start < stop:
+            number = int(np.searchsorted(firsts, start, side="right")) - 1
+            first, end = int(firsts[number]), min(stop, int(firsts[number + 1]))
+            parts.append(self._read(number).bulk(series, start - first, end - first, names))
+            start = end
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([each[name] for each in parts]) for name in names}
+
     def total(self, series: int, attribute: str, value: str, outcome: int) -> Cell | None:
         """See :meth:`CellReader.total`."""
         return self._totals.total(series, attribute, value, outcome)

@@ -12,11 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audit.cells import EVERYTHING, Cell
+from pipeline.audit.cells import EVERYTHING
 from pipeline.audit.findings.base import Evidence
 from pipeline.audit.groups import ALL
 from pipeline.audit.report.limits import Limits
 from schemas.audit import GRID, MEASURES, OUTCOMES, Settings
+from schemas.tables import FLAGS
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -25,8 +26,6 @@ Integers = npt.NDArray[np.int64]
 CellKey = tuple[int | None, str, str]
 
 _M = len(MEASURES)
-#: Sums that the page needs of a cell; the bootstrap's are large, and their intervals stand in the groups table.
-_NEEDED = ("rows", "flags", "map_count", "map_total", "map_square")
 _OUTCOMES = (ALL, "right", "wrong")
 
 
@@ -127,9 +126,9 @@ def numbers_of(evidence: Evidence, groups: pa.Table, limits: Limits, wanted: Ite
 
 def _sizes(evidence: Evidence) -> dict[CellKey, int]:
     found: dict[CellKey, int] = {}
-    for key, cell in evidence.state.maps.cells.items():
-        if key.series == evidence.frame.primary:
-            found[key[1:4]] = found.get(key[1:4], 0) + cell.rows
+    index = evidence.state.maps.index(evidence.frame.primary)
+    for key, rows in zip(index, index.rows.tolist(), strict=True):
+        found[key[1:4]] = found.get(key[1:4], 0) + rows
     return found
 
 
@@ -159,22 +158,7 @@ def _kept_values(size: dict[CellKey, int], most: int) -> list[tuple[str, str]]:
 
 def _rows(evidence: Evidence, groups: pa.Table, keys: list[CellKey], settings: Settings) -> Rows:
     place = {key: number for number, key in enumerate(keys)}
-    sums = [Cell() for _ in keys]
-    outcomes = np.zeros((len(keys), len(OUTCOMES)), np.int64)
-    for key, cell in evidence.state.maps.cells.items():
-        if key.series != evidence.frame.primary:
-            continue
-        for target in (key.target_class, None):
-            number = place.get((target, key.attribute, key.value))
-            if number is not None:
-                outcomes[number, key.outcome] += cell.rows
-                for name in _NEEDED:
-                    if name in cell.sums:
-                        sums[number].add(name, cell.sums[name])
-    maps, deviations = np.full((2, len(keys), GRID, GRID), np.nan)
-    for number, cell in enumerate(sums):
-        if cell.maps >= settings.interval_from:
-            maps[number], deviations[number] = cell.mean_map(), np.sqrt(cell.variance_map())
+    outcomes, flagged, maps, deviations = _maps(evidence, keys, settings)
     means = _means(evidence, groups, place)
     return Rows(
         n=outcomes.sum(1),
@@ -186,10 +170,27 @@ def _rows(evidence: Evidence, groups: pa.Table, keys: list[CellKey], settings: S
         right=outcomes[:, OUTCOMES.index("right")],
         wrong=outcomes[:, OUTCOMES.index("wrong")],
         # A map of zeros is constant too.
-        flagged=np.array([int(cell.sums["flags"][1:].sum()) if cell.sums else 0 for cell in sums], np.int64),
+        flagged=flagged[:, 1:].sum(1),
         mean_map=maps,
         deviation_map=deviations,
     )
+
+
+def _maps(evidence: Evidence, keys: list[CellKey], settings: Settings) -> tuple[Integers, Integers, Floats, Floats]:
+    """Return rows (K, outcomes), flags (K, 3), mean maps and deviations (K, GRID, GRID) of some cells."""
+    cells = evidence.state.maps
+    outcomes, flags = np.zeros((len(keys), len(OUTCOMES)), np.int64), np.zeros((len(keys), len(FLAGS)), np.int64)
+    maps, deviations = np.full((2, len(keys), GRID, GRID), np.nan)
+    for number, (target, attribute, value) in enumerate(keys):
+        for outcome in range(len(OUTCOMES)):
+            part = cells.collect(evidence.frame.primary, target, attribute, value, [outcome])
+            outcomes[number, outcome] = 0 if part is None else part.rows
+        cell = evidence.cell(target, attribute, value)
+        if cell is not None:
+            flags[number] = cell.sums["flags"]
+            if cell.maps >= settings.interval_from:
+                maps[number], deviations[number] = cell.mean_map(), np.sqrt(cell.variance_map())
+    return outcomes, flags, maps, deviations
 
 
 def _means(evidence: Evidence, groups: pa.Table, place: dict[CellKey, int]) -> Floats:

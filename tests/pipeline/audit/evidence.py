@@ -11,10 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.audit.cells import Block
+from pipeline.audit.cells import Block, Cell, Key
 from pipeline.audit.findings.base import Evidence, FindingKind
+from pipeline.audit.fixed import Integers
 from pipeline.audit.frame import Frame, Series
+from pipeline.audit.index import Index
 from pipeline.audit.keys import keys_of, mixed, poisson_weights
+from pipeline.audit.reading import CellReader
 from pipeline.audit.sample import sample_schema
 from pipeline.audit.state import State
 from pipeline.lake import Lake
@@ -164,3 +167,37 @@ def find(kind: FindingKind, evidence: Evidence) -> list[Finding]:
         assert 0 <= each.severity <= 100
         assert "nan" not in each.sentence and each.remedy
     return found
+
+
+class GivenCells(CellReader):
+    """Cells of series 0 that are given as they are."""
+
+    def __init__(self, cells: Mapping[Key, Cell]) -> None:
+        self._cells = [cells[key] for key in sorted(cells)]
+        keys = sorted(cells)
+        pairs = sorted({(key.attribute, key.value) for key in keys})
+        numbers = [(key.target_class, pairs.index((key.attribute, key.value)), key.outcome) for key in keys]
+        rows = np.array([cell.rows for cell in self._cells], np.int64)
+        self._index = Index(0, pairs, *np.array(numbers, np.int64).T, rows)
+
+    def series(self) -> list[int]:
+        return [0]
+
+    def index(self, series: int) -> Index:
+        return self._index
+
+    def names(self, series: int) -> tuple[str, ...]:
+        return tuple(self._cells[0].sums)
+
+    def sums(self, series: int, place: int, name: str) -> Integers:
+        return self._cells[place].sums[name]
+
+    def bulk(self, series: int, start: int, stop: int, names: Sequence[str]) -> dict[str, Integers]:
+        return {name: np.stack([cell.sums[name] for cell in self._cells[start:stop]]) for name in names}
+
+    def total(self, series: int, attribute: str, value: str, outcome: int) -> Cell | None:
+        keys = [key for key in self._index if (key.attribute, key.value, key.outcome) == (attribute, value, outcome)]
+        found = Cell()
+        for key in keys:
+            found.merge(self.cells[key])
+        return found if keys else None
