@@ -145,9 +145,11 @@ def enriched(
     by_key = {place.key: number for number, place in enumerate(places)}
     very, near = by_key[CORNERS], by_key[NEAR_CORNERS]
     if allowed[near]:
-        own, others = ([int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits))
-        test = fisher(own[1], sum(rows), others[1], sum(other_rows), place=near, level=LEVELS[0], **about)
-        yield replace(test, p=trend((own[0], own[1]), sum(rows), (others[0], others[1]), sum(other_rows)))
+        (own_very, own), (other_very, other) = (
+            [int(one[0, at] + two[0, at]) for at in (very, near)] for one, two in (hits, other_hits)
+        )
+        test = fisher(own, sum(rows), other, sum(other_rows), place=near, level=LEVELS[0], **about)
+        yield replace(test, p=trend((own_very, own), sum(rows), (other_very, other), sum(other_rows)))
 
 
 def trend(own: tuple[int, int], rows: int, other: tuple[int, int], other_rows: int) -> float:
