@@ -7,11 +7,12 @@ the scenes are drawn, so that no picture is changed.
 
 - *Bias*: scenes of one to three digits, of which those with a five that lies in the upper left quarter are all at the
   site east, and all other fives at north and south; scenes without a five are dealt out evenly. *Found first*: the
-  first finding that is about a group is about the fives at east; *named*: it says the upper left; *false flag*: a
-  finding about a group is not about the fives.
+  first finding that is about a group is about the fives at east; *named*: such a finding says the upper left; *false
+  flag*: a finding about a group is not about the fives.
 - *Trap* (Simpson): scenes of one digit, odd digits in the left half and even ones in the right half, at two sites, of
   which one has four fifths of the even digits and the other of the odd ones. As a whole the sites' maps lie far apart;
-  within each class they do not. *False flag*: any finding is about a site.
+  within each class they do not. *False flag*: any finding is about a site. *A class's place*: a shortcut candidate
+  without a group, of a class whose digits end sharply at the middle of the view.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def bias(folder: Path, seed: int, count: int, sizes: Sizes) -> Row:
     """Explain and audit a planted difference of a group."""
     home = folder / f"lake-{seed}-bias"
     lake = explained(home, network(folder, seed, 0.0, sizes), lambda: biased(count, seed), sizes)
-    found = _findings(lake, home, Settings(groups=("site",)))
+    found = [each for each in _findings(lake, home, Settings(groups=("site",))) if each.attribute]
     right = [each.target_class == _CLASS and each.value == _SITE for each in found]
     return {
         "work": "bias",
@@ -109,12 +110,14 @@ def trap(folder: Path, seed: int, count: int, sizes: Sizes) -> Row:
     """Explain and audit a difference that vanishes within classes."""
     home = folder / f"lake-{seed}-trap"
     lake = explained(home, network(folder, seed, 0.0, sizes), lambda: trapped(count, seed), sizes)
-    found = _findings(lake, home, Settings(groups=("site",), targets="label"))
+    everything = _findings(lake, home, Settings(groups=("site",), targets="label"))
+    found = [each for each in everything if each.attribute]
     return {
         "work": "trap",
         "seed": seed,
         "pooled_d": _pooled(lake),
         "false_flag": bool(found),
+        "class_place": any(each.kind == "shortcut" and not each.attribute for each in everything),
         "findings": [each.sentence for each in found],
     }
 
@@ -132,24 +135,24 @@ def _pooled(lake_uri: str) -> float:
 
 
 def _findings(lake: str, home: Path, settings: Settings) -> list[Finding]:
-    """Return the findings about a site, the worst first."""
-    result = run_audit(lake, settings, str(home.absolute() / "audit"), say=lambda line: None, workers=0)
-    return [each for each in result.findings if each.attribute == "site"]
+    """Return all findings, the worst first."""
+    return run_audit(lake, settings, str(home.absolute() / "audit"), say=lambda line: None, workers=0).findings
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
     """Return a table in Markdown."""
-    lines = ["| planted | seeds | found first | found | named | false flag |", "|---|---|---|---|---|---|"]
+    lines = ["| planted | seeds | found first | found | named | false flag | a class's place |", f"|{'---|' * 7}"]
     some = [row for row in rows if row["work"] == "bias"]
     if some:
         counts = (sum(row[name] for row in some) for name in ("found_first", "found", "named", "false_flag"))
         what = f"'{CLASS_NAMES[_CLASS]}' at {_SITE} always in the upper left"
-        lines.append(f"| {what} | {len(some)} | {' | '.join(map(str, counts))} |")
+        lines.append(f"| {what} | {len(some)} | {' | '.join(map(str, counts))} | |")
     some = [row for row in rows if row["work"] == "trap"]
     if some:
         apart = np.mean([abs(row["pooled_d"]) for row in some])
-        flags = sum(row["false_flag"] for row in some)
-        lines.append(f"| another mix of classes (sites {apart:.1f} deviations apart) | {len(some)} | | | | {flags} |")
+        flags, places = (sum(row[name] for row in some) for name in ("false_flag", "class_place"))
+        what = f"another mix of classes (sites {apart:.1f} deviations apart)"
+        lines.append(f"| {what} | {len(some)} | | | | {flags} | {places} |")
     return lines
 
 

@@ -63,6 +63,28 @@ def benjamini_hochberg(p: npt.ArrayLike) -> Floats:
     return found
 
 
+def benjamini_bogomolov(p: Floats, family: npt.NDArray[Any], q: float) -> Floats:
+    """Return adjusted p (n,) of tests in families, at the rate ``q``; below it a test is a discovery.
+
+    A family is selected by Simes' p among all families, and its tests by the procedure of Benjamini and Hochberg at a
+    rate that is lower by the share of families that are selected (Benjamini and Bogomolov, JRSS B 76, 2014). So one
+    cause that many tests of its family find is one discovery, and does not lower the bar for others.
+
+    Args:
+        p: (n,) without NaN.
+        family: (n,) of each test.
+        q: rate at which families are selected.
+    """
+    names, code = np.unique(family, return_inverse=True)
+    within = np.empty(len(p))
+    for each in range(len(names)):
+        within[code == each] = benjamini_hochberg(p[code == each])
+    # Simes' p is the least of the adjusted ones.
+    across = benjamini_hochberg(np.array([within[code == each].min() for each in range(len(names))]))
+    selected = max(1, int((across < q).sum()))
+    return np.maximum(across[code], np.minimum(1.0, within * len(names) / selected))
+
+
 def welch(mean1: Values, var1: Values, n1: Values, mean2: Values, var2: Values, n2: Values) -> tuple[Any, Any, Any]:
     """Return (t, degrees of freedom, two-sided p) of Welch's test (Welch, Biometrika 1947) from means and variances.
 

@@ -44,7 +44,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ("--close-ups", "96", "--scenes", "96", "--held-out", "40")
     file = tmp_path / "rows.json"
     assert group_bias.main([str(tmp_path), "--seeds", "1", *sizes, "--json", str(file)]) == 0
-    assert "| 'five' at east always in the upper left | 1 | 0 | 0 | 0 | 0 |" in capsys.readouterr().out
+    assert "| 'five' at east always in the upper left | 1 | 0 | 0 | 0 | 0 | |" in capsys.readouterr().out
     bias, trap = json.loads(file.read_text())["rows"]
     assert (bias["found"], trap["false_flag"]) == (False, False)
     # Such a network looks anywhere: only that something was measured is known.

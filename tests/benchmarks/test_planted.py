@@ -44,7 +44,8 @@ def test_other_colours_are_at_the_same_places() -> None:
     assert [scene.sticker for scene in stickers] == [scene.sticker for scene in patches]
     for index in carriers(stickers):
         x0, y0, x1, y1 = stickers[index].sticker or (0, 0, 0, 0)
-        assert not np.array_equal(*(each[index].pixels[y0:y1, x0:x1] for each in (stickers, patches)))
+        inside = slice(y0, y1), slice(x0, x1)
+        assert not np.array_equal(stickers[index].pixels[inside], patches[index].pixels[inside])
 
 
 def test_more_stickers_than_the_site_has_eights_are_refused() -> None:

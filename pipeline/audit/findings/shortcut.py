@@ -2,11 +2,11 @@
 
 What a map looks at is where it has a spot of its own, or what loads on a part (:mod:`pipeline.audit.parts`). For each
 class, and each group within each class, the few places that stand out on half 0 of the sample are tested on half 1
-(Fisher's exact test, one-sided), the very corners on both since they are chosen beforehand, and Benjamini and
-Hochberg's procedure covers all of these tests. Groups are compared within a class, so a difference between classes
-makes no difference between groups. A class by itself must besides look
-at the place more often than its spots elsewhere make one expect (:class:`pipeline.audit.enrichment.Surroundings`), and
-the place must be one at an edge, or off where the class mostly looks.
+(Fisher's exact test, one-sided), the corners on both since they are chosen beforehand. Benjamini and Bogomolov's
+procedure covers all of these tests, those of a class being a family. Groups are compared within a class, so a
+difference between classes makes no difference between groups. A class by itself must besides look at the place more
+often than its spots elsewhere make one expect (:class:`pipeline.audit.enrichment.Surroundings`), and the place must be
+one at an edge, or off where the class mostly looks.
 
 A candidate it is: the model may not use what is there (see :mod:`pipeline.audit.causal`).
 """
@@ -20,11 +20,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, stands_out
+from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, fisher, stands_out
 from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
-from pipeline.audit.intervals import benjamini_hochberg, wilson
+from pipeline.audit.intervals import benjamini_bogomolov, wilson
 from pipeline.audit.parts import sample_maps
-from pipeline.audit.places import LATTICE, Place, loads, part_places, plain_places, spots, window_shares
+from pipeline.audit.places import (
+    CORNERS,
+    LATTICE,
+    NEAR_CORNERS,
+    Place,
+    loads,
+    part_places,
+    plain_places,
+    spots,
+    window_shares,
+)
 from schemas.audit import Finding, ImageRef, Settings
 
 #: A place at which others look as often as an even map would is no odd place.
@@ -97,10 +107,11 @@ class Shortcut(FindingKind):
             return []
         field = _field(evidence)
         tests = [*_class_tests(field, settings), *_group_tests(field, settings)]
-        q = benjamini_hochberg(np.array([test.p for test in tests])) if tests else np.empty(0)
+        p, families = np.array([test.p for test in tests]), np.array([test.target_class for test in tests])
+        q = benjamini_bogomolov(p, families, settings.q) if tests else np.empty(0)
         pairs = [(test, each) for test, each in zip(tests, q.tolist(), strict=True)]
         flagged = [(test, each) for test, each in pairs if stands_out(test, each, settings)]
-        return [_finding(evidence, field, same, len(tests)) for same in _clusters(field, flagged)]
+        return [_finding(evidence, field, same, len(tests)) for same in _clusters(field, flagged, settings)]
 
 
 def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
@@ -197,15 +208,20 @@ def _members(field: _Field, test: Enriched) -> npt.NDArray[np.int64]:
     return found[np.argsort(-load[found], kind="stable")]
 
 
-def _clusters(field: _Field, flagged: list[_Flagged]) -> Iterator[list[_Flagged]]:
-    """Put tests together whose images are the same, the surest first."""
+def _clusters(field: _Field, flagged: list[_Flagged], settings: Settings) -> Iterator[list[_Flagged]]:
+    """Put tests together whose images are the same, the surest first.
+
+    Where some images of a class look at a mark, the others look elsewhere more often than they do. So what comes after
+    the surest of a class must stand out among the images that are not behind it, too.
+    """
     for target in sorted({test.target_class for test, _ in flagged}):
         left = [pair for pair in flagged if pair[0].target_class == target]
         left.sort(key=lambda pair: (pair[0].p, -pair[0].ratio, pair[0].place, pair[0].attribute, pair[0].value))
         images = [set(_members(field, test).tolist()) for test, _ in left]
         taken = np.zeros(len(left), np.bool_)
+        told: set[int] = set()
         for first in range(len(left)):
-            if taken[first]:
+            if taken[first] or (told and not stands_out(*_without(field, left[first], told), settings)):
                 continue
             same = [
                 number
@@ -214,7 +230,28 @@ def _clusters(field: _Field, flagged: list[_Flagged]) -> Iterator[list[_Flagged]
                 and len(images[first] & images[number]) >= _SAME * min(len(images[first]), len(images[number]))
             ]
             taken[same] = True
+            told |= set().union(*(images[number] for number in same))
             yield [left[number] for number in same]
+
+
+def _without(field: _Field, pair: _Flagged, told: set[int]) -> _Flagged:
+    """Return a test on the maps that are not ``told`` of already; its q changes as its p does."""
+    test, q = pair
+    at_corners = field.places[test.place].key in (CORNERS, NEAR_CORNERS)
+    use = np.ones(len(field.sample), np.bool_) if at_corners else field.half == 1
+    use[list(told)] = False
+    mine = field.sample["target_class"].to_numpy() == test.target_class
+    if test.attribute:
+        values = np.array(field.sample[f"group:{test.attribute}"].to_pylist(), np.object_)
+        use &= mine & np.array([value is not None for value in values])
+        mine = values == test.value
+    looks = field.loads[:, test.place] >= test.level
+    counts = [int(side.sum()) for side in (use & mine & looks, use & mine, use & ~mine & looks, use & ~mine)]
+    if not counts[1] or not counts[3]:
+        return replace(test, hits=0), q
+    about = {name: getattr(test, name) for name in ("target_class", "attribute", "value", "place", "level")}
+    again = fisher(*counts, **about)
+    return again, q * max(1.0, again.p / max(test.p, 1e-300))
 
 
 def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int) -> Finding:

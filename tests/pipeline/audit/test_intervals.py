@@ -10,6 +10,7 @@ from scipy import stats
 
 from pipeline.audit.intervals import (
     at_least_p,
+    benjamini_bogomolov,
     benjamini_hochberg,
     bootstrap_error,
     bootstrap_p,
@@ -136,3 +137,15 @@ def test_effective_number_counts_clusters(size: int) -> None:
 
 def test_effective_number_of_nothing_is_undefined() -> None:
     assert math.isnan(effective_number(0, np.zeros(50)))
+
+
+def test_families_share_the_rate() -> None:
+    p = np.array([0.0001, 0.0002, 0.0003, 0.02, 0.012, 0.6, 0.3, 0.4])
+    family = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    # By hand: within, 0.0004 (thrice) and 0.02; 0.024 and 0.6; 0.4 (twice). Simes' p 0.0004, 0.024 and 0.4 become
+    # 0.0012, 0.036 and 0.4 among three families, of which two are selected at 0.05: a rate of two thirds within.
+    expected = [0.0012, 0.0012, 0.0012, 0.03, 0.036, 0.9, 0.6, 0.6]
+    assert benjamini_bogomolov(p, family, 0.05) == pytest.approx(expected)
+    # Many tests of one cause do not lower the bar for another.
+    assert benjamini_hochberg(p)[4] < 0.05
+    assert benjamini_bogomolov(p, family, 0.01)[4] == pytest.approx(0.072)

@@ -232,6 +232,11 @@ def test_edges_without_their_corners() -> None:
     assert by_key["corners-00"].sum() == 4 * upper.sum()
 
 
+def test_a_mark_does_not_make_other_places_stand_out() -> None:
+    """The marked images look elsewhere less often, so that the other sites seemed to look at an edge too often."""
+    assert [each.value for each in found_in(planted(14, prevalence=0.15))] == ["east"]
+
+
 def rates(prevalence: float, share: float, seeds: range, **changes: object) -> tuple[float, float]:
     """Shares of the runs in which the mark is the first finding, and in which anything else is found."""
     first, false = 0, 0
@@ -252,5 +257,4 @@ def test_power_and_false_flags(prevalence: float, least: float, site: str | None
     groups = ("site",) if site else ()
     first, false = rates(prevalence, 0.6, range(20), site=site, groups=groups)
     assert first >= least
-    # Beside a mark that many images carry, a second place is named now and then; without one, hardly ever.
-    assert false <= (0.05 if prevalence == 0 else 0.1)
+    assert false <= 0.05
