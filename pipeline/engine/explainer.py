@@ -63,6 +63,11 @@ class Explainer(ABC):
         It is called on threads and, pickled, in other processes.
         """
 
+    @property
+    def ahead(self) -> int:
+        """Images that may be prepared and wait, per batch that is computed."""
+        return self.attributor.batch_size or 1
+
     def method_infos(self) -> list[MethodInfo]:
         """Describe the methods as the lake's manifest does."""
         return self.attributor.method_infos()

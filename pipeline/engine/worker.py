@@ -96,7 +96,7 @@ class AttributionWorker:
     def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` on the worker's threads, in order."""
         task = partial(prepare, preprocess=self.explainer.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
-        size = self.job.compute.batch_size
+        size = self.explainer.ahead
         overlap = self._device != "cpu" or self.job.workers.cpus > torch.get_num_threads()
         ahead = 2 * size if overlap else size
         return prepare_all(samples, task, self._pool, ahead=ahead, clock=clock, overlap=overlap)

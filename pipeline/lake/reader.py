@@ -88,7 +88,14 @@ class Lake:
     @property
     def maps(self) -> ds.Dataset:
         """The maps table: one row per heatmap (:data:`schemas.tables.MAPS`)."""
-        return self._dataset([layout.maps(unit, commit.attempt) for unit, commit in self.commits.items()], MAPS)
+        return self._dataset([self._maps_path(unit) for unit in self.commits], MAPS)
+
+    def _maps_path(self, unit: str) -> str:
+        if self.manifest.kind == "labels":
+            raise InputError(
+                f"{self.store.uri} is a lake of labels, which holds no maps; give one that 'camlake attribute' wrote"
+            )
+        return layout.maps(unit, self.commits[unit].attempt)
 
     def _dataset(self, paths: list[str], schema: pa.Schema) -> ds.Dataset:
         if not paths:
@@ -196,7 +203,7 @@ class Lake:
         condition = conditions(self.manifest, self.store.uri, filter, method, layer, target_class)
 
         def table(unit: str) -> pa.Table:
-            found = complete(self._read(layout.maps(unit, self.commits[unit].attempt)), MAPS)
+            found = complete(self._read(self._maps_path(unit)), MAPS)
             return found if condition is None else found.filter(condition)
 
         def parts() -> Iterator[tuple[str, pa.Table]]:
@@ -219,7 +226,7 @@ class Lake:
 
     def unit_maps(self, unit_id: str) -> pa.Table:
         """Return the rows of the maps table of one committed unit: array by array, and in each by image and class."""
-        return complete(self._read(layout.maps(unit_id, self.commits[unit_id].attempt)), MAPS)
+        return complete(self._read(self._maps_path(unit_id)), MAPS)
 
     def stored_maps(self, rows: pa.Table, *, scaled: bool = False) -> Map:
         """Return the heatmaps (T, h, w) float32 of rows of the maps table that lie in one array.

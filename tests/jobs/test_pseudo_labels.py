@@ -21,8 +21,11 @@ from pipeline.engine.worker import AttributionWorker
 from pipeline.lake import LakeStore, finalize, open_lake, read_plan, verify
 from pipeline.lake.documents import read_commits, read_manifest
 from pipeline.models.replica import load_replica
+from pipeline.pseudolabels.explain import LabelExplainer
+from pipeline.pseudolabels.seeds import SeedMaker
 from schemas.errors import InputError
 from schemas.job import Model
+from tests.hostile import pixels
 from tests.hostile_containers import image, tar
 from tests.jobs.inline import images_of, run_inline
 from tests.jobs.test_hostile import hostile_members, write_shards
@@ -284,3 +287,41 @@ def test_a_lake_in_a_bucket(labels: dict[str, Any], dataset: Path, s3_store: S3S
     store = LakeStore(s3_store.url("lake"), options)
     names = store.get("splits/all.txt").decode().splitlines()
     assert len(names) == 8 and all(store.exists(f"masks/{name}.png") for name in names)
+
+
+def test_images_of_many_sizes_share_forwards_where_the_device_gains_by_it(
+    labels: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(60, 44), (50, 70), (60, 44), (90, 90), (50, 70), (60, 44), (50, 70)]
+    members = []
+    for number, size in enumerate(sizes):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels(number, size)).save(buffer, "PNG")
+        members += [(f"{number}.png", buffer.getvalue()), (f"{number}.cls", b"%d" % number)]
+    (tmp_path / "s.tar").write_bytes(tar(members))
+    labels["source"] = {"uri": str(tmp_path / "s.tar"), "format": "webdataset", "label": "cls"}
+    run_inline(labels)
+    alone = masks(tmp_path / "lake")
+
+    batches: list[int] = []
+    one_by_one, explain = LabelExplainer.seed_maker, SeedMaker.__call__
+
+    def together(self: LabelExplainer) -> SeedMaker:
+        maker = one_by_one(self)
+        maker._forward_pixels = 2 * 2 * 60 * 44  # two images of the first size, or one of the others
+        return maker
+
+    def counted(self: SeedMaker, images: Any, *rest: Any) -> Any:
+        batches.append(len(images))
+        return explain(self, images, *rest)
+
+    monkeypatch.setattr(LabelExplainer, "seed_maker", together)
+    monkeypatch.setattr(SeedMaker, "__call__", counted)
+    labels["output"] = {"uri": str(tmp_path / "together")}
+    run_inline(labels)
+    assert sorted(batches) == [1, 1, 1, 1, 1, 2]
+    found = masks(tmp_path / "together")
+    for name, data in alone.items():
+        with Image.open(io.BytesIO(data)) as one, Image.open(io.BytesIO(found[name])) as two:
+            assert one.size == two.size
+            assert (np.asarray(one) == np.asarray(two)).mean() > 0.999
