@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.inputs import positive, say
@@ -275,7 +276,14 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("folder", type=Path)
     found.add_argument("--only", nargs="+", choices=("scenes", "train", "coco", "boxes", "table"))
-    found.add_argument("--methods", nargs="+", default=METHODS, help="default: all but Score-CAM")
+    found.add_argument(
+        "--methods",
+        nargs="+",
+        type=yaml.safe_load,
+        default=METHODS,
+        metavar="METHOD",
+        help="as in a job file: a name, or {name: ..., label: ...} (default: all but Score-CAM)",
+    )
     found.add_argument("--train-methods", nargs="+", default=["grad_cam"], help="whose labels a U-Net is trained on")
     found.add_argument("--epochs", type=positive, default=20, help="of the U-Net (default: %(default)s)")
     found.add_argument("--coco", type=Path, metavar="FOLDER", help="images/, masks/ (PNG) and classes.json")
