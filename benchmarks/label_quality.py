@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks.inputs import positive, say
@@ -56,7 +57,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "four scales, mirrored": {"scales": [1.0, 0.5, 1.5, 2.0], "flip": True},
 }
 #: Images of the demo: to choose and report on, to train the U-Net on, and to measure it on.
-COUNTS = {"scenes": 300, "train": 1200, "test": 300}
+COUNTS = {"scenes": 300, "train": 600, "test": 200}
 FRACTION, SEED = 0.2, 0
 PLAIN = 0.15
 _REFINED: dict[Candidate, str] = {"stored": "none", "pamr": "pamr"}
@@ -275,9 +276,16 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("folder", type=Path)
     found.add_argument("--only", nargs="+", choices=("scenes", "train", "coco", "boxes", "table"))
-    found.add_argument("--methods", nargs="+", default=METHODS, help="default: all but Score-CAM")
+    found.add_argument(
+        "--methods",
+        nargs="+",
+        type=yaml.safe_load,
+        default=METHODS,
+        metavar="METHOD",
+        help="as in a job file: a name, or {name: ..., label: ...} (default: all but Score-CAM)",
+    )
     found.add_argument("--train-methods", nargs="+", default=["grad_cam"], help="whose labels a U-Net is trained on")
-    found.add_argument("--epochs", type=positive, default=20, help="of the U-Net (default: %(default)s)")
+    found.add_argument("--epochs", type=positive, default=15, help="of the U-Net (default: %(default)s)")
     found.add_argument("--coco", type=Path, metavar="FOLDER", help="images/, masks/ (PNG) and classes.json")
     found.add_argument("--boxes", type=Path, metavar="FOLDER", help="shard-*.tar with .jpg, .cls and .json (boxes)")
     found.add_argument("--model", default="torchvision:resnet50", help="of real images (default: %(default)s)")

@@ -25,7 +25,7 @@ class SmallUNet(nn.Module):
     H and W are multiples of 8.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, int, int, int] = (16, 32, 64, 96)) -> None:
+    def __init__(self, classes: int, widths: tuple[int, int, int, int] = (8, 16, 32, 64)) -> None:
         super().__init__()
         self.down = nn.ModuleList(_unit(a, b) for a, b in zip((3, *widths[:3]), widths, strict=True))
         pairs = list(pairwise(widths))[::-1]

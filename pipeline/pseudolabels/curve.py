@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -42,16 +43,16 @@ def svg_curve(points: Sequence[Point], best: Point, title: str) -> str:
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
         f'<text x="{_LEFT}" y="18" {_FONT} font-weight="bold">{escape(title)}</text>',
     ]
-    for step in range(6):
-        value = step / 5
+    for number in range(6):
+        value = number / 5
         parts.append(f'<path d="M{_LEFT} {y(value):.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end" {_FONT}>{value:.1f}</text>')
-    for step in range(7):
-        value = low + (high - low) * step / 6
-        label = f"{value:.2f}" if high <= 1 else f"{value:.3g}"
-        parts.append(
-            f'<text x="{x(value):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle" {_FONT}>{label}</text>'
-        )
+    step = 0.1 if high <= 1 else 4.0
+    for number in range(math.ceil(low / step), math.floor(high / step) + 1):
+        place = x(number * step)
+        label = f"{number * step:.3g}"
+        parts.append(f'<path d="M{place:.1f} {_HEIGHT - _BOTTOM}v4" stroke="#333"/>')
+        parts.append(f'<text x="{place:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle" {_FONT}>{label}</text>')
     name = "background threshold" if points[0].rule == "constant" else "background power"
     parts.append(f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 10}" text-anchor="middle" {_FONT}>{name}</text>')
     for place, (line, value_of, colour, dashes) in enumerate(_LINES):

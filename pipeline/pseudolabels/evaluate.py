@@ -137,6 +137,8 @@ def pairs_of(labels: Collection, truth: Truth, missing: Missing, coverage: Cover
                 yield part
                 part = []
     coverage.without_labels = seen.unseen
+    if not both and not coverage.without_truth:
+        raise InputError(f"{labels.store.uri} holds no labelled image (yet); look at: camlake status")
     if not both:
         names = ", ".join(coverage.examples)
         raise InputError(

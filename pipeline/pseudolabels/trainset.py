@@ -144,11 +144,13 @@ def export_trainset(
                         continue
                     writer.add(unit, item, row, shown, is_drawn(item.image_id, validation, seed))
                     progress.done(1)
+        if not found.images and not found.missing:
+            raise LakeError(f"{labels.store.uri} holds no labelled image (yet); look at: camlake status")
         if not found.images:
-            reason = (
-                f"none of the {found.missing} pictures can be had ({found.reason})" if found.missing else "no labels"
+            raise LakeError(
+                f"{labels.store.uri}: none of the {found.missing} pictures can be had ({found.reason}); the source's "
+                "options are given with --source-storage"
             )
-            raise LakeError(f"{labels.store.uri}: {reason}; the source's options are given with --source-storage")
     return found
 
 

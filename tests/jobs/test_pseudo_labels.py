@@ -217,6 +217,11 @@ def test_the_same_unit_again_is_the_same_lake(labels: dict[str, Any], tmp_path: 
     finalize(store)
     assert verify(store).ok
     assert_equal_lakes(str(first), str(tmp_path / "lake"))
+    labels["pseudo_labels"]["background"] = {"rule": "constant", "threshold": 0.3}
+    with pytest.raises(InputError, match=r"pseudo_labels\.background\.threshold was 0\.15 and is 0\.3"):
+        run_inline(labels)
+    with pytest.raises(InputError, match="is a lake of labels, which holds no maps"):
+        list(open_lake(str(tmp_path / "lake")).heatmaps())
 
 
 def flip(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter as Tally
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,15 +14,19 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from jobs.evaluate_labels import evaluate
-from pipeline.lake import LakeStore
-from pipeline.pseudolabels.collection import open_labels
+from pipeline.lake import Lake, LakeStore
+from pipeline.pseudolabels.collection import LabelLake, open_labels
 from pipeline.pseudolabels.confusion import IGNORED, Confusion, class_results, totals
 from pipeline.pseudolabels.evaluate import Counted, Counter, Coverage, pairs_of, spread
 from pipeline.pseudolabels.evaluation import Evaluation
 from pipeline.pseudolabels.png import encode_index
 from pipeline.pseudolabels.sweep import POWERS, THRESHOLDS, Sweep, best_of, threshold_of
+from pipeline.pseudolabels.trainset import export_trainset
 from pipeline.pseudolabels.truth import FOREIGN, open_truth
-from schemas.errors import InputError
+from schemas.errors import InputError, LakeError
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Store
 
 SIZES = [(11, 17), (20, 9), (6, 6), (13, 13), (8, 30)]
 
@@ -258,3 +263,28 @@ def test_ray_counts_the_same(tmp_path: Path, local_ray: None) -> None:
     LakeStore(str(tmp_path / "truth")).put("sub/3.png", b"damaged")
     with pytest.raises(InputError, match=r"sub/3.png' is no index image"):
         spread(Counter(labels, truth, False), parts, Counted(), workers=2, threads=2)
+
+
+def test_object_stores(tmp_path: Path, s3_store: S3Store) -> None:
+    images = drawn(4, [0, 1, 2])
+    for name in ("labels/masks", "truth"):
+        for number, index in enumerate(images):
+            s3_store.put(f"{name}/sub/{number}.png", encode_index(index))
+    # Beside the masks, and in their folder.
+    s3_store.put("labels/classes.json", b'{"1": "cat", "2": "dog"}')
+    s3_store.put("truth/classes.json", b'{"2": "cat", "1": "dog"}')
+    labels = open_labels(s3_store.url("labels/masks"), s3_store.storage_options)
+    truth = open_truth(s3_store.url("truth"), labels, s3_store.storage_options)
+    found = evaluate(labels, truth, "truth", missing="error")
+    assert found.counted.images == len(SIZES) and set(found.counted.confusion.pairs) == {(0, 0), (1, 2), (2, 1)}
+
+
+def test_nothing_is_labelled_yet(labels: Lake, tmp_path: Path) -> None:
+    lake = LabelLake(labels)
+    lake.lake.commits.clear()
+    truth = open_truth(str(write(tmp_path / "truth", drawn(4, [0, 1]))), lake)
+    with pytest.raises(InputError, match=r"holds no labelled image \(yet\)"):
+        evaluate(lake, truth, "truth", missing="error")
+    with pytest.raises(LakeError, match=r"holds no labelled image \(yet\)"):
+        export_trainset(lake, tmp_path / "set")
+    labels.refresh()

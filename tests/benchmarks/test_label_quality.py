@@ -1,0 +1,77 @@
+"""The parts of the benchmark of label quality that can be told without an hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models import ResNet18_Weights
+
+from benchmarks.coco_imagenet import groups
+from benchmarks.label_baselines import brightness, centre, otsu, whole
+from benchmarks.label_quality import Rows, miou, table
+from benchmarks.label_sets import scene_masks
+from benchmarks.small_unet import fit_unet, segment
+from jobs.demo.scenes import STICKER_ID, make_scenes
+from schemas.errors import InputError
+
+
+def test_classes_of_coco_are_found_among_those_of_imagenet() -> None:
+    names = ResNet18_Weights.DEFAULT.meta["categories"]
+    found = groups(names)
+    assert (len(found["dog"]), len(found["bird"]), found["zebra"], found["cat"]) == (
+        118,
+        59,
+        [340],
+        [281, 282, 283, 284, 285],
+    )
+    used = [index for indices in found.values() for index in indices]
+    assert len(set(used)) == len(used)  # no class is part of two
+    with pytest.raises(InputError, match="no ImageNet class"):
+        groups(names[:500])
+
+
+def test_baselines() -> None:
+    pixels = np.full((8, 12, 3), 40, np.uint8)
+    pixels[2:5, 3:6] = 240
+    assert whole(pixels, 3).tolist() == np.full((8, 12), 3).tolist()
+    box = centre(pixels, 3)
+    assert box[2:6, 3:9].min() == 3 and (box > 0).sum() == 24
+    found = brightness(pixels, 7)
+    assert (found[2:5, 3:6] == 7).all() and (found > 0).sum() == 9
+    assert 0.1 < otsu(np.array([0.0] * 50 + [0.1] * 10 + [1.0] * 20 + [0.9] * 5)) < 0.9
+
+
+def test_masks_of_scenes_are_classes_without_the_sticker() -> None:
+    for scene in make_scenes(12, split="test", seed=1):
+        found = scene_masks(scene)
+        for position, label in enumerate(scene.labels):
+            np.testing.assert_array_equal(found == label + 1, scene.masks == position + 1)
+        assert not found[scene.masks == STICKER_ID].any()
+
+
+def test_small_network_learns_where_it_is_bright() -> None:
+    images = torch.randint(0, 60, (48, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    masks = torch.zeros((48, 16, 16), dtype=torch.uint8)
+    for number in range(48):
+        row, column = number % 8, (3 * number) % 8
+        images[number, :, row : row + 6, column : column + 6] += 150
+        masks[number, row : row + 6, column : column + 6] = 1
+    labels = masks.clone()
+    labels[:, 0] = 255  # ignored
+    model = fit_unet(images[:40], labels[:40], 2, epochs=6, batch=8)
+    assert miou(masks[40:], segment(model, images[40:])) > 0.9
+    assert miou(masks, masks) == 1.0
+
+
+def test_results_are_kept(tmp_path: Path) -> None:
+    rows = Rows(tmp_path)
+    rows.add("scenes|cam|one scale|pamr", images=4, seconds_per_image=0.5, plain=0.25, threshold=0.4, chosen=0.5)
+    rows.add("scenes|centre box", miou=0.125)
+    rows.add("train|true masks", labels=1.0, network=0.8, seconds=3.0)
+    rows.add("train|cam|pamr", labels=0.5, network=0.6, seconds=3.0)
+    text = "\n".join(table(Rows(tmp_path)))
+    assert "| cam | one scale | pamr | 0.250 | 0.40 | 0.500 | 0.50 |" in text
+    assert "| *centre box* | | | 0.125 |" in text and "| cam pamr | 0.500 | 0.600 | 75% |" in text
