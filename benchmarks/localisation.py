@@ -44,6 +44,7 @@ from pipeline.audit.regions.base import RegionSource
 from pipeline.audit.wsol import outlines
 from pipeline.cam.base import MaskMethod
 from pipeline.lake import Lake, open_lake
+from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
 from pipeline.models.replica import load_replica
 from schemas.audit import Settings
@@ -182,7 +183,8 @@ def by_torchcam(lake: Lake, model: LakeModel) -> dict[str, tuple[float, float]]:
     """Return torchcam's average drop and increase of the lake's images, by method; with its own maps."""
     plain = load_subject(model.job.model).plain
     ids = lake.images.to_table(columns=["image_id", "unit_id"]).to_pylist()
-    images = (model.picture(lake, row["image_id"], row["unit_id"]) for row in ids)
+    originals = Originals(lake)
+    images = (model.picture(originals, lake.image(row["image_id"], row["unit_id"])) for row in ids)
     return torchcam_effects(plain, model.replica.layers[-1].name, images)
 
 
