@@ -43,7 +43,7 @@ def test_python_and_sql_of_the_readme(
 def test_the_commands_of_the_readme_exist() -> None:
     from jobs.cli import COMMANDS
 
-    named = set(re.findall(r"^\$ camlake (\w+)", README, re.MULTILINE))
+    named = set(re.findall(r"^\$ camlake ([\w-]+)", README, re.MULTILINE))
     assert named and named <= set(COMMANDS)
     targets = set(re.findall(r"^\$ make (\w+)", README, re.MULTILINE))
     makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
