@@ -33,6 +33,7 @@ from PIL import Image
 
 from benchmarks.inputs import positive, say
 from benchmarks.label_baselines import BASELINES
+from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import LabelledSet, box_set, coco_set, scene_set
 from benchmarks.small_unet import fit_unet, segment
 from pipeline.engine.run import make_manifest, resolve
@@ -61,23 +62,6 @@ COUNTS = {"scenes": 300, "train": 600, "test": 200}
 FRACTION, SEED = 0.2, 0
 PLAIN = 0.15
 _REFINED: dict[Candidate, str] = {"stored": "none", "pamr": "pamr"}
-
-
-class Rows:
-    """Results by key, kept in a file as they come."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "rows.jsonl"
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.found: dict[str, dict[str, Any]] = {row["key"]: row for row in map(json.loads, lines)}
-
-    def add(self, key: str, **values: Any) -> None:
-        """Keep a result, and tell."""
-        self.found[key] = {"key": key, **values}
-        with self._file.open("a") as file:
-            file.write(json.dumps(self.found[key]) + "\n")
-        say(f"{key}: {values}")
 
 
 def make_labels(data: LabelledSet, output: Path, method: Any, max_pixels: int, settings: dict[str, Any]) -> LabelLake:
@@ -235,36 +219,6 @@ def miou(truth: torch.Tensor, labels: torch.Tensor) -> float:
     found = totals(class_results(confusion.pairs, str)).miou
     assert found is not None
     return found
-
-
-def table(rows: Rows) -> list[str]:
-    """Return all results as Markdown."""
-    lines: list[str] = []
-    for name in ("scenes", "coco", "boxes"):
-        mine = {key: row for key, row in rows.found.items() if key.split("|")[0] == name}
-        measured = [key for key in mine if key.count("|") == 3]
-        if not mine:
-            continue
-        lines += ["", f"{name}, {max((mine[key]['images'] for key in measured), default=0)} images", ""]
-        lines += ["| method | maps | refinement | mIoU at .15 | chosen threshold | mIoU there | CPU s/image |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for key in measured:
-            row = mine[key]
-            _, method, scales, refine = key.split("|")
-            values = f"{row['plain']:.3f} | {row['threshold']:.2f} | {row['chosen']:.3f}"
-            lines.append(f"| {method} | {scales} | {refine} | {values} | {row['seconds_per_image']:.2f} |")
-        lines += [
-            f"| *{key.split('|')[1]}* | | | {mine[key]['miou']:.3f} | | | |" for key in mine if key not in measured
-        ]
-    mine = {key: row for key, row in rows.found.items() if key.startswith("train|")}
-    if mine:
-        full = mine.get("train|true masks", {}).get("network")
-        lines += ["", "| U-Net trained on | mIoU of these labels | mIoU of the network | of full supervision |"]
-        lines += ["|---|---|---|---|"]
-        for key, row in mine.items():
-            share = f"{row['network'] / full:.0%}" if full else ""
-            lines.append(f"| {' '.join(key.split('|')[1:])} | {row['labels']:.3f} | {row['network']:.3f} | {share} |")
-    return lines
 
 
 def parser() -> argparse.ArgumentParser:

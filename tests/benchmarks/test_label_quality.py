@@ -11,7 +11,8 @@ from torchvision.models import ResNet18_Weights
 
 from benchmarks.coco_imagenet import groups
 from benchmarks.label_baselines import brightness, centre, otsu, whole
-from benchmarks.label_quality import Rows, miou, table
+from benchmarks.label_quality import miou
+from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import scene_masks
 from benchmarks.small_unet import fit_unet, segment
 from jobs.demo.scenes import STICKER_ID, make_scenes
