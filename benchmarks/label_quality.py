@@ -186,7 +186,7 @@ def measure_training(rows: Rows, folder: Path, methods: Sequence[str], epochs: i
     if "train|true masks" not in rows.found:
         trained("train|true masks", masks)
     for method in methods:
-        for refine in _REFINED.values():
+        for refine in ("pamr", "none"):
             key = f"train|{method}|{refine}"
             chosen = rows.found.get(f"scenes|{method}|four scales, mirrored|{refine}")
             if key in rows.found or chosen is None:
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
         help="as in a job file: a name, or {name: ..., label: ...} (default: all but Score-CAM)",
     )
     found.add_argument("--train-methods", nargs="+", default=["grad_cam"], help="whose labels a U-Net is trained on")
-    found.add_argument("--epochs", type=positive, default=15, help="of the U-Net (default: %(default)s)")
+    found.add_argument("--epochs", type=positive, default=20, help="of the U-Net (default: %(default)s)")
     found.add_argument("--coco", type=Path, metavar="FOLDER", help="images/, masks/ (PNG) and classes.json")
     found.add_argument("--boxes", type=Path, metavar="FOLDER", help="shard-*.tar with .jpg, .cls and .json (boxes)")
     found.add_argument("--model", default="torchvision:resnet50", help="of real images (default: %(default)s)")
