@@ -33,6 +33,7 @@ from PIL import Image
 
 from benchmarks.inputs import positive, say
 from benchmarks.label_baselines import BASELINES
+from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import LabelledSet, box_set, coco_set, scene_set
 from benchmarks.small_unet import fit_unet, segment
 from pipeline.engine.run import make_manifest, resolve
@@ -61,23 +62,6 @@ COUNTS = {"scenes": 300, "train": 600, "test": 200}
 FRACTION, SEED = 0.2, 0
 PLAIN = 0.15
 _REFINED: dict[Candidate, str] = {"stored": "none", "pamr": "pamr"}
-
-
-class Rows:
-    """Results by key, kept in a file as they come."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "rows.jsonl"
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.found: dict[str, dict[str, Any]] = {row["key"]: row for row in map(json.loads, lines)}
-
-    def add(self, key: str, **values: Any) -> None:
-        """Keep a result, and tell."""
-        self.found[key] = {"key": key, **values}
-        with self._file.open("a") as file:
-            file.write(json.dumps(self.found[key]) + "\n")
-        say(f"{key}: {values}")
 
 
 def make_labels(data: LabelledSet, output: Path, method: Any, max_pixels: int, settings: dict[str, Any]) -> LabelLake:
@@ -202,7 +186,7 @@ def measure_training(rows: Rows, folder: Path, methods: Sequence[str], epochs: i
     if "train|true masks" not in rows.found:
         trained("train|true masks", masks)
     for method in methods:
-        for refine in _REFINED.values():
+        for refine in ("pamr", "none"):
             key = f"train|{method}|{refine}"
             chosen = rows.found.get(f"scenes|{method}|four scales, mirrored|{refine}")
             if key in rows.found or chosen is None:
@@ -237,36 +221,6 @@ def miou(truth: torch.Tensor, labels: torch.Tensor) -> float:
     return found
 
 
-def table(rows: Rows) -> list[str]:
-    """Return all results as Markdown."""
-    lines: list[str] = []
-    for name in ("scenes", "coco", "boxes"):
-        mine = {key: row for key, row in rows.found.items() if key.split("|")[0] == name}
-        measured = [key for key in mine if key.count("|") == 3]
-        if not mine:
-            continue
-        lines += ["", f"{name}, {max((mine[key]['images'] for key in measured), default=0)} images", ""]
-        lines += ["| method | maps | refinement | mIoU at .15 | chosen threshold | mIoU there | CPU s/image |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for key in measured:
-            row = mine[key]
-            _, method, scales, refine = key.split("|")
-            values = f"{row['plain']:.3f} | {row['threshold']:.2f} | {row['chosen']:.3f}"
-            lines.append(f"| {method} | {scales} | {refine} | {values} | {row['seconds_per_image']:.2f} |")
-        lines += [
-            f"| *{key.split('|')[1]}* | | | {mine[key]['miou']:.3f} | | | |" for key in mine if key not in measured
-        ]
-    mine = {key: row for key, row in rows.found.items() if key.startswith("train|")}
-    if mine:
-        full = mine.get("train|true masks", {}).get("network")
-        lines += ["", "| U-Net trained on | mIoU of these labels | mIoU of the network | of full supervision |"]
-        lines += ["|---|---|---|---|"]
-        for key, row in mine.items():
-            share = f"{row['network'] / full:.0%}" if full else ""
-            lines.append(f"| {' '.join(key.split('|')[1:])} | {row['labels']:.3f} | {row['network']:.3f} | {share} |")
-    return lines
-
-
 def parser() -> argparse.ArgumentParser:
     """Return the command line's."""
     found = argparse.ArgumentParser(
@@ -285,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
         help="as in a job file: a name, or {name: ..., label: ...} (default: all but Score-CAM)",
     )
     found.add_argument("--train-methods", nargs="+", default=["grad_cam"], help="whose labels a U-Net is trained on")
-    found.add_argument("--epochs", type=positive, default=15, help="of the U-Net (default: %(default)s)")
+    found.add_argument("--epochs", type=positive, default=20, help="of the U-Net (default: %(default)s)")
     found.add_argument("--coco", type=Path, metavar="FOLDER", help="images/, masks/ (PNG) and classes.json")
     found.add_argument("--boxes", type=Path, metavar="FOLDER", help="shard-*.tar with .jpg, .cls and .json (boxes)")
     found.add_argument("--model", default="torchvision:resnet50", help="of real images (default: %(default)s)")

@@ -22,12 +22,13 @@ def _unit(inputs: int, outputs: int) -> nn.Sequential:
 class SmallUNet(nn.Module):
     """U-Net (Ronneberger et al., MICCAI 2015) of four stages: (N, 3, H, W) to logits (N, classes, H, W).
 
-    H and W are multiples of 8.
+    It works at half the resolution, which is a quarter of the time, and its logits are enlarged. H and W are multiples
+    of 16.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, int, int, int] = (8, 16, 32, 64)) -> None:
+    def __init__(self, classes: int, widths: tuple[int, int, int, int] = (12, 24, 48, 64)) -> None:
         super().__init__()
-        self.down = nn.ModuleList(_unit(a, b) for a, b in zip((3, *widths[:3]), widths, strict=True))
+        self.down = nn.ModuleList(_unit(a, b) for a, b in zip((12, *widths[:3]), widths, strict=True))
         pairs = list(pairwise(widths))[::-1]
         self.up = nn.ModuleList(_unit(shallow + deep, shallow) for shallow, deep in pairs)
         self.head = nn.Conv2d(widths[0], classes, 1)
@@ -35,14 +36,14 @@ class SmallUNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
         kept = []
-        values = images
+        values = functional.pixel_unshuffle(images, 2)
         for number, stage in enumerate(self.down):
             values = stage(functional.max_pool2d(values, 2) if number else values)
             kept.append(values)
         for stage, shallow in zip(self.up, kept[-2::-1], strict=True):
             wide = functional.interpolate(values, shallow.shape[2:], mode="bilinear", align_corners=False)
             values = stage(torch.cat([shallow, wide], 1))
-        logits: Tensor = self.head(values)
+        logits: Tensor = functional.interpolate(self.head(values), scale_factor=2, mode="bilinear", align_corners=False)
         return logits
 
 
@@ -53,8 +54,8 @@ def fit_unet(
     *,
     epochs: int,
     seed: int = 0,
-    batch: int = 16,
-    rate: float = 4e-3,
+    batch: int = 8,
+    rate: float = 6e-3,
     say: Callable[[str], None] = lambda line: None,
 ) -> SmallUNet:
     """Train a network on masks; the same arguments give the same network.
@@ -70,6 +71,10 @@ def fit_unet(
         say: told of each epoch.
     """
     torch.manual_seed(seed)
+    # Most pixels are background: by the root of its share, so that neither drowns the other.
+    counts = torch.bincount(masks.flatten().int(), minlength=256)[:classes].clamp_min(1)
+    weights = counts.float().pow(-0.5)
+    weights /= weights.mean()
     model = SmallUNet(classes).to(memory_format=torch.channels_last)
     order = torch.Generator().manual_seed(seed)
     steps = len(images) // batch
@@ -79,7 +84,7 @@ def fit_unet(
         total = 0.0
         for part in torch.split(torch.randperm(len(images), generator=order)[: steps * batch], batch):
             shown = normalised(images[part])
-            loss = functional.cross_entropy(model(shown), masks[part].long(), ignore_index=_IGNORE)
+            loss = functional.cross_entropy(model(shown), masks[part].long(), weights, ignore_index=_IGNORE)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,6 @@ from pipeline.engine import watchdog
 from pipeline.engine.clock import StageClock
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.lake import Lake, LakeStore
-from pipeline.lake.enlarge import lay_over
 from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
 from pipeline.pseudolabels.classes import manifest_classes
@@ -40,6 +39,7 @@ from pipeline.pseudolabels.seeds import uses_gradients
 from pipeline.pseudolabels.sink import LabelSink
 from pipeline.pseudolabels.sizes import Sizes, resized
 from pipeline.pseudolabels.stored import selected
+from pipeline.pseudolabels.view_part import Map, laid, part_in_view, within
 from pipeline.sources.decode import DecodeError, decode
 from schemas.documents import Manifest
 from schemas.errors import CamlakeError, InputError, LakeError
@@ -48,60 +48,9 @@ from schemas.label_job import LabelJob
 from schemas.pseudolabels import CrfRefinement, NoRefinement, PamrRefinement
 from schemas.registries import METHODS, implementation
 from schemas.unit import Unit
-from schemas.view import View
-
-Map = npt.NDArray[np.float32]
 
 #: What can go wrong with one picture.
 _FAULTS = (CamlakeError, OSError, ValueError, SyntaxError)
-
-
-class Part(NamedTuple):
-    """The pixels of a picture whose centre lies in the view: rows y0 to y1, columns x0 to x1."""
-
-    y0: int
-    y1: int
-    x0: int
-    x1: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.y1 - self.y0, self.x1 - self.x0
-
-
-def part_in_view(view: View, height: int, width: int) -> Part:
-    """Return which pixels of a picture (height, width) a map knows something of."""
-
-    def span(low: float, high: float, length: int) -> tuple[int, int]:
-        first = min(length, max(0, math.ceil(low - 0.5)))
-        return first, max(first, min(length, math.ceil(high - 0.5)))
-
-    return Part(*span(view.y0, view.y1, height), *span(view.x0, view.x1, width))
-
-
-def laid(values: Map, view: View, part: Part, size: tuple[int, int]) -> Map:
-    """Return a map (h, w) enlarged over a part of the picture, in ``size`` (height, width), its positive values."""
-    height, width = size
-    y, x = height / part.size[0], width / part.size[1]
-    moved = View((view.x0 - part.x0) * x, (view.y0 - part.y0) * y, (view.x1 - part.x0) * x, (view.y1 - part.y0) * y)
-    return np.maximum(lay_over(values, moved, height, width, outside=0.0), 0)
-
-
-def within(labels: ImageLabels, part: Part, size: tuple[int, int], ignore: int) -> ImageLabels:
-    """Return labels of a part as those of the picture (height, width): ignored outside, without scores there (NaN)."""
-    if part.size == size:
-        return labels
-    place = np.s_[part.y0 : part.y1, part.x0 : part.x1]
-    index = np.full(size, ignore, labels.index.dtype)
-    index[place] = labels.index
-    confidence = np.zeros(size, np.float32)
-    confidence[place] = labels.confidence
-    scores = None
-    if labels.scores is not None:
-        scores = np.full((len(labels.scores), *size), np.nan, np.float32)
-        scores[(slice(None), *place)] = labels.scores
-    return replace(labels, index=index, confidence=confidence, scores=scores)
 
 
 class StoredMapsWorker:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.audit.progress import Progression
 from pipeline.lake.new_folder import new_folder, require_free
@@ -24,14 +23,11 @@ from pipeline.pseudolabels.collection import Item, LabelLake
 from pipeline.pseudolabels.documents import label_documents
 from pipeline.pseudolabels.png import decode_index
 from pipeline.pseudolabels.rle import encode_labels
+from pipeline.pseudolabels.shown import Layout, Pictures, Shown, shown_picture
 from pipeline.pseudolabels.split import is_drawn
-from pipeline.sources.storage import open_fs
 from schemas import layout
 from schemas.errors import CamlakeError, InputError, LakeError
 from schemas.pseudolabels import BACKGROUND_ID
-
-Layout = Literal["folder", "voc"]
-Pictures = Literal["copy", "link", "none"]
 
 
 class Places(NamedTuple):
@@ -69,10 +65,7 @@ Pseudo-labels for segmentation: `images/NAME.*` beside `masks/NAME.png` (0 backg
 stands in `provenance.json`. `datasets.load_dataset("THIS/FOLDER")` gives the columns image, mask, image_id and split.
 """
 
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
-_UPRIGHT = (None, 1)
 _FAULTS = (CamlakeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-_QUALITY = 95
 
 
 @dataclass
@@ -136,7 +129,7 @@ def export_trainset(
                     try:
                         if isinstance(picture, CamlakeError):
                             raise picture
-                        shown = _shown(labels, row, picture, pictures, arrangement)
+                        shown = shown_picture(labels, row, picture, pictures, arrangement)
                     except _FAULTS as error:
                         if isinstance(error, InputError):
                             raise
@@ -154,15 +147,6 @@ def export_trainset(
     return found
 
 
-class _Shown(NamedTuple):
-    """A picture as it is written: its bytes, or the file to link to, or neither; and whether it was encoded anew."""
-
-    suffix: str
-    data: bytes | None = None
-    target: Path | None = None
-    encoded: bool = False
-
-
 def _unit(
     labels: LabelLake, unit: str, originals: Originals | None
 ) -> Iterator[tuple[Item, Mapping[str, Any], bytes | CamlakeError]]:
@@ -174,50 +158,6 @@ def _unit(
     else:
         for image_id, item in items.items():
             yield item, rows[image_id], b""
-
-
-def _shown(labels: LabelLake, row: Mapping[str, Any], data: bytes, pictures: Pictures, arrangement: Layout) -> _Shown:
-    if pictures == "none":
-        return _Shown(".jpg" if arrangement == "voc" else "")
-    target = _local_file(row) if pictures == "link" else None
-    upright = row["exif_orientation"] in _UPRIGHT
-    with Image.open(target if target is not None else io.BytesIO(data)) as opened:
-        kind = str(opened.format)
-        plain = kind == "JPEG" or arrangement == "folder"
-        if upright and plain:
-            suffix = _SUFFIXES.get(kind, f".{kind.lower()}")
-            return _Shown(suffix, None if target is not None else data, target)
-        # A mask lies on the pixels that the model saw, and readers do not agree about EXIF: written without it, the
-        # picture is the same to all of them.
-        job = labels.lake.manifest.job
-        turn = job.get("model", {}).get("preprocess", {}).get("exif", "ignore") == "apply"
-        picture = (ImageOps.exif_transpose(opened) if turn else opened).convert("RGB")
-    if picture.size != (row["width"], row["height"]):
-        raise LakeError(
-            f"image '{row['image_id']}' is of {picture.size} pixels, and was of {(row['width'], row['height'])} in the "
-            "run; has its file changed?"
-        )
-    picture.info.clear()
-    buffer = io.BytesIO()
-    kind = "JPEG" if kind == "JPEG" or arrangement == "voc" else "PNG"
-    picture.save(buffer, kind, **({"quality": _QUALITY, "subsampling": 0} if kind == "JPEG" else {}))
-    return _Shown(_SUFFIXES[kind], buffer.getvalue(), encoded=True)
-
-
-def _local_file(row: Mapping[str, Any]) -> Path:
-    fs, path = open_fs(row["uri"], {}, field="--images")
-    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    file = Path(path)
-    if (
-        "file" not in protocols
-        or row["byte_offset"] != 0
-        or not file.is_file()
-        or file.stat().st_size != row["byte_size"]
-    ):
-        raise InputError(
-            f"--images link: image '{row['image_id']}' is no whole file on this machine ({row['uri']}); use copy"
-        )
-    return file.absolute()
 
 
 class _Writer:
@@ -256,7 +196,7 @@ class _Writer:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def add(self, unit: str, item: Item, row: Mapping[str, Any], shown: _Shown, validation: bool) -> None:
+    def add(self, unit: str, item: Item, row: Mapping[str, Any], shown: Shown, validation: bool) -> None:
         """Write an image with all that belongs to it."""
         mask = self._labels.store.get(item.mask)
         self._put(f"{self._places.masks}/{item.name}.png", mask)

@@ -11,7 +11,8 @@ from torchvision.models import ResNet18_Weights
 
 from benchmarks.coco_imagenet import groups
 from benchmarks.label_baselines import brightness, centre, otsu, whole
-from benchmarks.label_quality import Rows, miou, table
+from benchmarks.label_quality import miou
+from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import scene_masks
 from benchmarks.small_unet import fit_unet, segment
 from jobs.demo.scenes import STICKER_ID, make_scenes
@@ -53,16 +54,16 @@ def test_masks_of_scenes_are_classes_without_the_sticker() -> None:
 
 
 def test_small_network_learns_where_it_is_bright() -> None:
-    images = torch.randint(0, 60, (48, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    masks = torch.zeros((48, 16, 16), dtype=torch.uint8)
-    for number in range(48):
-        row, column = number % 8, (3 * number) % 8
-        images[number, :, row : row + 6, column : column + 6] += 150
-        masks[number, row : row + 6, column : column + 6] = 1
+    images = torch.randint(0, 60, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    masks = torch.zeros((40, 32, 32), dtype=torch.uint8)
+    for number in range(40):
+        row, column = 2 * (number % 8), 2 * (3 * number % 8)
+        images[number, :, row : row + 14, column : column + 14] += 150
+        masks[number, row : row + 14, column : column + 14] = 1
     labels = masks.clone()
     labels[:, 0] = 255  # ignored
-    model = fit_unet(images[:40], labels[:40], 2, epochs=6, batch=8)
-    assert miou(masks[40:], segment(model, images[40:])) > 0.9
+    model = fit_unet(images[:32], labels[:32], 2, epochs=15, batch=8)
+    assert miou(masks[32:], segment(model, images[32:])) > 0.8
     assert miou(masks, masks) == 1.0
 
 

@@ -18,8 +18,9 @@ from pipeline.engine.run import Resolved, make_manifest
 from pipeline.lake import Lake, LakeStore, create_or_resume, finalize, new_attempt, open_lake, read_plan, verify
 from pipeline.lake.plan import FrozenPlan, plan_bytes
 from pipeline.pseudolabels.collection import LabelLake
-from pipeline.pseudolabels.from_lake import Part, StoredMapsWorker, laid, part_in_view
+from pipeline.pseudolabels.from_lake import StoredMapsWorker
 from pipeline.pseudolabels.stored import choose_maps
+from pipeline.pseudolabels.view_part import Part, laid, part_in_view
 from schemas.errors import InputError, LakeError
 from schemas.view import View
 from tests.pipeline.pseudolabels.conftest import SETTINGS, heatmap_lake, index_of, label_lake
