@@ -110,33 +110,53 @@ class Cells(CellReader):
             InputError: an attribute has more than :data:`MOST_VALUES` values.
             OverflowError: the sums leave 64 bits.
         """
-        slots = [self._names.slot(attribute) for attribute in other._names.attributes]
-        codes = [
-            self._names.codes(attribute, list(other._names.values[slot]))
-            for attribute, slot in other._names.attributes.items()
-        ]
+        slots, codes = self._numbers(
+            {name: list(other._names.values[slot]) for name, slot in other._names.attributes.items()}
+        )
         for series, theirs in other._tables.items():
-            mine, rows = self._table(series), theirs.rows(KEPT)
-            if rows is not None:
-                mine.add_counted(_renumbered(rows, slots, codes, len(self._names.values)), KEPT)
-            for where, cells in ((mine.dense, theirs.dense), (mine.totals, theirs.totals)):
-                for name, cell in cells.items():
-                    code = int(codes[name.slot][name.code])
-                    mine.add_cell(where, name._replace(slot=slots[name.slot], code=code), cell)
+            self._add(series, theirs.rows(KEPT), theirs.dense, theirs.totals, slots, codes)
+
+    def _numbers(self, values: dict[str, list[str]]) -> tuple[list[int], list[npt.NDArray[np.int16]]]:
+        """Return the numbers of attributes, and of their values, that others number in this order."""
+        codes = [self._names.codes(attribute, names) for attribute, names in values.items()]
+        return [self._names.slot(attribute) for attribute in values], codes
+
+    def _add(
+        self,
+        series: int,
+        rows: Rows | None,
+        dense: dict[CellId, Cell],
+        totals: dict[CellId, Cell],
+        slots: list[int],
+        codes: list[npt.NDArray[np.int16]],
+    ) -> None:
+        """Add what another has, whose numbers of attributes and values :meth:`_numbers` tells."""
+        mine = self._table(series)
+        if rows is not None:
+            mine.add_counted(_renumbered(rows, slots, codes, len(self._names.values)), KEPT)
+        for where, cells in ((mine.dense, dense), (mine.totals, totals)):
+            for name, cell in cells.items():
+                code = int(codes[name.slot][name.code])
+                mine.add_cell(where, name._replace(slot=slots[name.slot], code=code), cell)
 
     def between(self, low: int, high: int | None) -> Cells:
         """Return the cells of the classes from ``low`` to below ``high``, without those of all classes."""
         found = Cells(self.measures, self.resamples)
         found._names = self._names
         for series, table in self._tables.items():
-            mine, rows = found._table(series), table.rows(KEPT)
+            rows = table.rows(KEPT)
+            dense = {
+                name: cell
+                for name, cell in table.dense.items()
+                if name.target >= low and (high is None or name.target < high)
+            }
             if rows is not None:
                 inside = rows.target >= low if high is None else (rows.target >= low) & (rows.target < high)
-                if inside.any():
-                    mine.add_counted(rows.take(np.flatnonzero(inside)), KEPT)
-            for name, cell in table.dense.items():
-                if name.target >= low and (high is None or name.target < high):
-                    mine.dense[name] = cell
+                rows = rows.take(np.flatnonzero(inside))
+            if rows is None:
+                found._table(series).dense = dense
+            else:
+                found._table(series).set(rows, dense)
         return found
 
     def of_all_classes(self) -> Cells:
@@ -163,8 +183,8 @@ class Cells(CellReader):
 
     # Storing ---------------------------------------------------------------------------------------------------
 
-    def arrays(self, prefix: str) -> Arrays:
-        """Return everything as named arrays, sorted by key, for an ``.npz`` file."""
+    def arrays(self, prefix: str, *, ordered: bool = True) -> Arrays:
+        """Return everything as named arrays, for an archive; ``ordered``: the same ones, however the rows came."""
         pairs = self._names.pairs()
         attributes = sorted(self._names.attributes)
         slots = [attributes.index(attribute) for attribute in self._names.attributes]
@@ -183,7 +203,8 @@ class Cells(CellReader):
             table, name = self._tables[series], f"{prefix}/{series}"
             rows = table.rows(KEPT)
             if rows is not None:
-                rows = _renumbered(rows, slots, codes, len(slots)).in_order()
+                rows = _renumbered(rows, slots, codes, len(slots))
+                rows = rows.in_order() if ordered else rows
                 found |= {f"{name}/rows/{column}": values for column, values in rows.arrays().items()}
             for kind, cells in (("dense", table.dense), ("totals", table.totals)):
                 sorted_cells = sorted(
@@ -201,24 +222,15 @@ class Cells(CellReader):
             InputError: an attribute has more than :data:`MOST_VALUES` values.
             OverflowError: the sums leave 64 bits.
         """
-        other = Cells(self.measures, self.resamples)
-        # Arrays number attributes and values by name.
-        slots = [other._names.slot(attribute) for attribute in arrays[f"{prefix}/attributes"].tolist()]
+        values: dict[str, list[str]] = {name: [] for name in arrays[f"{prefix}/attributes"].tolist()}
         columns = (arrays[f"{prefix}/{name}"].tolist() for name in ("attribute", "value"))
         for attribute, value in zip(*columns, strict=True):
-            other._names.codes(attribute, [value])
-        codes = [np.array([*range(len(other._names.values[slot])), NOWHERE], np.int16) for slot in slots]
+            values[attribute].append(value)
+        slots, codes = self._numbers(values)
         for series in arrays[f"{prefix}/series"].tolist():
-            table, name = other._table(series), f"{prefix}/{series}"
-            of_rows = _under(arrays, f"{name}/rows/")
-            if of_rows:
-                table.add_counted(_renumbered(Rows.of_arrays(of_rows), slots, codes, len(slots)), KEPT)
-            for kind, where in (("dense", table.dense), ("totals", table.totals)):
-                sums = _under(arrays, f"{name}/{kind}/")
-                for place, numbers in enumerate(sums.pop("cell", np.empty((0, 4), np.int64)).tolist()):
-                    each = CellId(*numbers)
-                    where[each._replace(slot=slots[each.slot])] = Cell({key: sums[key][place] for key in sums})
-        self.merge(other)
+            of_rows = _under(arrays, f"{prefix}/{series}/rows/")
+            dense, totals = (_unstacked(_under(arrays, f"{prefix}/{series}/{kind}/")) for kind in ("dense", "totals"))
+            self._add(series, Rows.of_arrays(of_rows) if of_rows else None, dense, totals, slots, codes)
 
 
 def _renumbered(rows: Rows, slots: Sequence[int], codes: Sequence[npt.NDArray[np.int16]], width: int) -> Rows:
@@ -237,6 +249,13 @@ def _stacked(prefix: str, cells: list[tuple[CellId, Cell]]) -> Arrays:
             values = [expanded(each) for each in values]
         found[f"{prefix}/{name}"] = np.stack(values)
     return found
+
+
+def _unstacked(sums: Arrays) -> dict[CellId, Cell]:
+    if not sums:
+        return {}
+    cells = sums.pop("cell").tolist()
+    return {CellId(*each): Cell({name: sums[name][place] for name in sums}) for place, each in enumerate(cells)}
 
 
 def _canonical(sums: dict[str, Integers]) -> dict[str, Integers]:

@@ -12,7 +12,11 @@ import numpy.typing as npt
 from pipeline.audit.cell import Cell
 from pipeline.audit.fixed import SCALAR_BITS, Integers, floating
 from pipeline.audit.intervals import benjamini_hochberg, bootstrap_p, cohens_d, effective_number, percentile_interval
-from pipeline.audit.reading import CellReader
+from pipeline.audit.reading import CellReader, stacked
+from pipeline.audit.table import COUNTS, DRAWN
+
+#: Items whose resamples are added up at a time.
+_DRAWN_ITEMS = 32
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -65,19 +69,17 @@ class Sums:
     @classmethod
     def of(cls, items: Sequence[Sequence[Cell]], measures: Sequence[int]) -> Sums:
         """Add up the cells of each item, for some measures."""
-        some = items[0][0].sums
-        resamples = len(some["drawn"]) if "drawn" in some else 0
-        count, total, square = (np.zeros((len(items), len(measures)), np.int64) for _ in range(3))
-        drawn, drawn_total = (np.zeros((len(items), len(measures), resamples), np.int64) for _ in range(2))
         columns = list(measures)
-        for number, cells in enumerate(items):
-            for cell in cells:
-                count[number] += cell.sums["count"][columns]
-                total[number] += cell.sums["total"][columns]
-                square[number] += cell.sums["square"][columns]
-                if resamples:
-                    drawn[number] += cell.sums["drawn"].T[columns]
-                    drawn_total[number] += cell.sums["drawn_total"].T[columns]
+        plain = stacked(items, COUNTS)
+        count, total, square = (plain[name][:, columns] for name in ("count", "total", "square"))
+        if DRAWN[0] not in items[0][0].sums:
+            drawn = np.zeros((len(items), len(columns), 0), np.int64)
+            return cls(count, total, square, drawn, drawn)
+        # Few at a time: of all measures they are large.
+        parts = [stacked(items[at : at + _DRAWN_ITEMS], DRAWN) for at in range(0, len(items), _DRAWN_ITEMS)]
+        drawn, drawn_total = (
+            np.concatenate([part[name][:, :, columns].transpose(0, 2, 1) for part in parts]) for name in DRAWN
+        )
         return cls(count, total, square, drawn, drawn_total)
 
     def _parts(self) -> tuple[Integers, ...]:

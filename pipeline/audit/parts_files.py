@@ -230,7 +230,7 @@ def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
             state.add_bytes(data)
         except OverflowError as error:
             raise LakeError(str(error)) from error
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError) as error:
             raise LakeError(
                 f"{output.where(chunk.path)} is damaged ({error}); delete it and run the same command again"
             ) from error

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.audit.canonical import expanded
+from pipeline.audit.parts import sample_maps
 from schemas.audit import GRID, MEASURES
 
 #: Columns of the sample: one row per map of the audit's method and layer. ``half`` is 0 or 1 by hash of the cluster:
@@ -38,7 +40,9 @@ SAMPLE = pa.schema(
 
 _LARGEST = 2**64 - 1
 #: Rows that wait until the sample is cut again.
-_PENDING = 20_000
+_PENDING = 50_000
+#: Maps that tell whether it is worth to look at all.
+_LOOK = 64
 
 
 def sample_schema(groups: tuple[str, ...]) -> pa.Schema:
@@ -89,14 +93,31 @@ class Sample:
         return self._tables[0] if self._tables else self._schema.empty_table()
 
     def to_bytes(self) -> bytes:
-        """Return the sample as a Parquet file."""
+        """Return the sample as a Parquet file; its maps on the coarsest grid that holds them."""
+        table = self.table
+        maps = _coarsest(sample_maps(table))
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(maps.ravel()), maps.shape[1] * maps.shape[2])
+        place = table.schema.get_field_index("map")
+        table = table.set_column(place, pa.field("map", cells.type, metadata={"rows": str(maps.shape[1])}), cells)
+        texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         buffer = io.BytesIO()
-        pq.write_table(self.table, buffer, compression="zstd")
+        pq.write_table(
+            table, buffer, compression="zstd", use_dictionary=texts, use_byte_stream_split=["map.list.element"]
+        )
         return buffer.getvalue()
 
     def load(self, data: bytes) -> None:
         """Add what :meth:`to_bytes` returned."""
-        self.add(pq.read_table(pa.BufferReader(data)))
+        table = pq.read_table(pa.BufferReader(data))
+        # Of many parts few rows remain; only those are taken in hand.
+        table = table.filter(pa.array(self.room(table["target_class"].to_numpy(), table["key"].to_numpy())))
+        place = table.schema.get_field_index("map")
+        field = table.schema.field(place)
+        height, cells = int(field.metadata[b"rows"]), field.type.list_size
+        flat = [np.asarray(chunk.flatten(), np.float32) for chunk in table["map"].chunks]
+        maps = np.concatenate([np.empty(0, np.float32), *flat]).reshape(-1, height, cells // height)
+        whole = pa.FixedSizeListArray.from_arrays(pa.array(expanded(maps).ravel()), GRID * GRID)
+        self.add(table.set_column(place, pa.field("map", whole.type), whole))
 
     def _compact(self) -> None:
         if self._pending == 0:
@@ -121,3 +142,21 @@ def _by_class(
     classes = target_class[order]
     starts = np.flatnonzero(np.append(True, classes[1:] != classes[:-1])[: len(order)])
     return order, starts, np.append(starts[1:], len(order))[: len(starts)]
+
+
+def _coarsest(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the maps (n, gy, gx) of the fewest rows and columns that give these when they are repeated."""
+    for axis in (1, 2):
+        for cells in (each for each in range(1, GRID) if GRID % each == 0):
+            if _repeats(maps[:_LOOK], axis, cells) and _repeats(maps, axis, cells):
+                maps = np.take(maps, np.arange(0, GRID, GRID // cells), axis)
+                break
+    return np.ascontiguousarray(maps)
+
+
+def _repeats(maps: npt.NDArray[np.float32], axis: int, cells: int) -> bool:
+    """Whether an axis of maps consists of so many cells that are repeated."""
+    step = GRID // cells
+    apart = maps.reshape(*maps.shape[:axis], cells, step, *maps.shape[axis + 1 :])
+    first = np.take(apart, [0], axis + 1)
+    return bool((apart == first).all())

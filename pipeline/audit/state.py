@@ -95,8 +95,7 @@ class State(Gathered):
         arrays["digests"] = self.digests
         arrays["counts"] = np.array([self.counts[name] for name in _COUNTS], np.int64)
         arrays["sample"] = np.frombuffer(self.sample.to_bytes(), np.uint8)
-        # The sample is compressed already.
-        return archive(arrays, stored=("sample",))
+        return archive(arrays)
 
     def add_bytes(self, data: bytes) -> None:
         """Add what :meth:`to_bytes` returned."""

@@ -47,7 +47,7 @@ class _Range:
 
     def append(self, cells: Cells) -> None:
         """Write cells behind the others."""
-        data = archive(cells.arrays(_PREFIX), stored=None)
+        data = archive(cells.arrays(_PREFIX, ordered=False), compress=False)
         with self.path.open("ab") as file:
             file.write(data)
         self.sizes.append(len(data))

@@ -23,8 +23,9 @@ from schemas.audit import BINS, OUTCOMES, Measure
 
 #: Rows that come together before they are looked through.
 _WAIT = 1 << 16
-#: Rows whose sums are made at a time.
-_SLICE = 8192
+#: Rows whose sums are made at a time, and those of which the totals are.
+_SLICE = 2048
+_SLICE_OF_ALL = 8192
 #: Rows that a cell without a bootstrap keeps at most: its sums are small.
 _KEPT_UNDRAWN = 32
 
@@ -139,12 +140,14 @@ class Table:
         self._fresh: list[Rows] = []
         self._old: list[Rows] = []
         self._count = 0
+        self._folded = True
         self.dense: dict[CellId, Cell] = {}
         self.totals: dict[CellId, Cell] = {}
 
     def add(self, rows: Rows, kept: int) -> None:
         """Add rows; see :meth:`fold`."""
         self._fresh.append(rows)
+        self._folded = False
         self._count += len(rows)
         if self._count >= _WAIT:
             self.fold(kept)
@@ -152,9 +155,14 @@ class Table:
     def add_counted(self, rows: Rows, kept: int) -> None:
         """Add rows that are among the totals, which are added by themselves."""
         self._old.append(rows)
+        self._folded = False
         self._count += len(rows)
         if self._count >= _WAIT:
             self.fold(kept)
+
+    def set(self, rows: Rows, dense: dict[CellId, Cell]) -> None:
+        """Take rows and cells of another table that was folded."""
+        self._old, self.dense = ([rows] if len(rows) else []), dense
 
     def add_weighted(self, rows: Rows, weights: Weights) -> None:
         """Add rows with weights (T, B) that nothing but they themselves tell: such rows cannot wait."""
@@ -164,6 +172,7 @@ class Table:
 
     def add_cell(self, where: dict[CellId, Cell], name: CellId, cell: Cell) -> None:
         """Add sums to :attr:`dense` or :attr:`totals`."""
+        self._folded = self._folded and not self._old  # rows may wait for a cell that has sums from now on
         mine = where.setdefault(name, Cell())
         for each in ON_GRID:
             if each in cell.sums and each in mine.sums and cell.sums[each].shape != mine.sums[each].shape:
@@ -178,6 +187,9 @@ class Table:
 
     def fold(self, kept: int) -> None:
         """Add what is new to the totals, and sum the cells of more than ``kept`` rows."""
+        if self._folded:
+            return
+        self._folded = True
         if self._fresh:
             fresh = joined(self._fresh)
             self._fresh = []
@@ -239,8 +251,8 @@ class Table:
 
     def _add_totals(self, rows: Rows) -> None:
         # Slice by slice, so that the rows are drawn once for the cells of all attributes.
-        for at in range(0, len(rows), _SLICE):
-            part = rows.take(slice(at, at + _SLICE))
+        for at in range(0, len(rows), _SLICE_OF_ALL):
+            part = rows.take(slice(at, at + _SLICE_OF_ALL))
             weights = None if part.keys is None else poisson_weights(part.keys, self._resamples)
             for slot in range(part.slots.shape[1]):
                 self._sum(self.totals, part, slot, grouped(part, slot, False), weights)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from pipeline.audit.cells import Cell
 from pipeline.audit.fixed import MAP_BITS, SQUARE_BITS, Integers, floating
+from pipeline.audit.reading import stacked
+from pipeline.audit.table import MAPS
 from schemas.audit import GRID
 
 Floats = npt.NDArray[np.float64]
@@ -35,12 +37,9 @@ class MapSums:
     @classmethod
     def of(cls, items: Sequence[Sequence[Cell]]) -> MapSums:
         """Add up the cells of each item."""
-        count = np.array([[sum(cell.maps for cell in cells)] for cells in items], np.int64)
-        total, square = (np.zeros((len(items), _CELLS), np.int64) for _ in range(2))
-        for number, cells in enumerate(items):
-            for cell in cells:
-                total[number] += cell.sums["map_total"].ravel()
-                square[number] += cell.sums["map_square"].ravel()
+        sums = stacked(items, MAPS)
+        count = sums["map_count"][:, None]
+        total, square = (sums[name].reshape(len(items), _CELLS) for name in ("map_total", "map_square"))
         return cls(count, total, square)
 
     def _parts(self) -> tuple[Integers, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,7 @@ class _Field:
     code: npt.NDArray[np.int64]
     totals: npt.NDArray[np.float64]
 
-    @property
+    @cached_property
     def rows(self) -> npt.NDArray[np.int64]:
         """Maps (C,) of each class."""
         return np.bincount(self.code, minlength=len(self.classes))
@@ -67,7 +68,19 @@ class _Field:
     def usual(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which places (P,) a mean map (LATTICE, LATTICE) of shares looks at no more than an even one would."""
         even = 9 / 196
-        return np.array([float(mean[place.windows].mean()) <= _USUAL * even for place in self.places])
+        windows = self.windows
+        return np.asarray(windows @ mean.ravel() <= _USUAL * even * windows.sum(1))
+
+    @cached_property
+    def windows(self) -> npt.NDArray[np.float64]:
+        """Which windows (P, LATTICE^2) each place has, as 0 and 1."""
+        return np.array([place.windows.ravel() for place in self.places], np.float64)
+
+    @cached_property
+    def of_class(self) -> list[npt.NDArray[np.intp]]:
+        """Rows of each class."""
+        order = np.argsort(self.code, kind="stable")
+        return np.split(order, np.cumsum(self.rows)[:-1])
 
 
 def _field(evidence: Evidence) -> _Field:
@@ -155,43 +168,53 @@ def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
 def _group_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
     for attribute in settings.groups:
         column = field.sample[f"group:{attribute}"]
-        known = np.flatnonzero(column.is_valid().to_numpy())
-        if not len(known):
+        if column.null_count == len(column):
             continue
-        values, of_value = np.unique(
-            np.array(column.to_pylist(), np.object_)[known].astype(np.str_), return_inverse=True
+        values, of_value = np.unique(np.array(column.fill_null("").to_pylist(), np.str_), return_inverse=True)
+        of_value[~column.is_valid().to_numpy()] = -1
+        # One class after the other: of all pairs of classes and values the counts would take gigabytes.
+        for index in range(len(field.classes)):
+            rows = field.of_class[index]
+            rows = rows[of_value[rows] >= 0]
+            sizes = np.bincount(of_value[rows], minlength=len(values))
+            if (np.minimum(sizes, len(rows) - sizes) >= settings.flagged_from).any():
+                yield from _tests_of(field, settings, index, attribute, values, rows, of_value[rows])
+
+
+def _tests_of(
+    field: _Field,
+    settings: Settings,
+    index: int,
+    attribute: str,
+    values: npt.NDArray[np.str_],
+    rows: npt.NDArray[np.intp],
+    of_value: npt.NDArray[np.intp],
+) -> Iterator[Enriched]:
+    """Yield the tests of one class: of each value against the others."""
+    present, code = np.unique(of_value, return_inverse=True)
+    half = field.half[rows]
+    hits, counts = zip(
+        *(count(field.loads[rows[half == each]], code[half == each], len(present)) for each in (0, 1)), strict=True
+    )
+    sizes, total = counts[0] + counts[1], len(rows)
+    odd = field.usual(field.totals[index] / field.rows[index])
+    for mine, value in enumerate(present.tolist()):
+        if min(int(sizes[mine]), total - int(sizes[mine])) < settings.flagged_from:
+            continue
+        others = np.flatnonzero(np.arange(len(present)) != mine)
+        rest = [(each[:, others].sum(1), int(of[others].sum())) for each, of in zip(hits, counts, strict=True)]
+        yield from enriched(
+            (hits[0][:, mine], hits[1][:, mine]),
+            (int(counts[0][mine]), int(counts[1][mine])),
+            (rest[0][0], rest[1][0]),
+            (rest[0][1], rest[1][1]),
+            field.places,
+            odd,
+            settings,
+            target_class=int(field.classes[index]),
+            attribute=attribute,
+            value=str(values[value]),
         )
-        codes = field.code[known] * len(values) + of_value
-        # Of a class-and-value pair that does not occur nothing is kept.
-        present, code = np.unique(codes, return_inverse=True)
-        half = field.half[known]
-        hits, rows = zip(
-            *(count(field.loads[known[half == each]], code[half == each], len(present)) for each in (0, 1)), strict=True
-        )
-        target, value = np.divmod(present, len(values))
-        sizes = rows[0] + rows[1]
-        for index in np.unique(target).tolist():
-            mine = np.flatnonzero(target == index)
-            total = int(sizes[mine].sum())
-            odd = field.usual(field.totals[index] / field.rows[index])
-            for place_of in mine.tolist():
-                size = int(sizes[place_of])
-                if min(size, total - size) < settings.flagged_from:
-                    continue
-                others = mine[mine != place_of]
-                rest = [(each[:, others].sum(1), int(of[others].sum())) for each, of in zip(hits, rows, strict=True)]
-                yield from enriched(
-                    (hits[0][:, place_of], hits[1][:, place_of]),
-                    (int(rows[0][place_of]), int(rows[1][place_of])),
-                    (rest[0][0], rest[1][0]),
-                    (rest[0][1], rest[1][1]),
-                    field.places,
-                    odd,
-                    settings,
-                    target_class=int(field.classes[index]),
-                    attribute=attribute,
-                    value=str(values[value[place_of]]),
-                )
 
 
 _Flagged = tuple[Enriched, float]

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.audit.cells import EVERYTHING
+from pipeline.audit.cells import EVERYTHING, Cell
 from pipeline.audit.findings.base import Evidence
 from pipeline.audit.groups import ALL
 from pipeline.audit.report.limits import Limits
+from pipeline.audit.table import COUNTS, MAPS
 from schemas.audit import GRID, MEASURES, OUTCOMES, Settings
 from schemas.tables import FLAGS
 
@@ -26,6 +27,8 @@ Integers = npt.NDArray[np.int64]
 CellKey = tuple[int | None, str, str]
 
 _M = len(MEASURES)
+#: (class, group) pairs whose sums are in memory at a time.
+_TOGETHER = 512
 _OUTCOMES = (ALL, "right", "wrong")
 
 
@@ -178,18 +181,41 @@ def _rows(evidence: Evidence, groups: pa.Table, keys: list[CellKey], settings: S
 
 def _maps(evidence: Evidence, keys: list[CellKey], settings: Settings) -> tuple[Integers, Integers, Floats, Floats]:
     """Return rows (K, outcomes), flags (K, 3), mean maps and deviations (K, GRID, GRID) of some cells."""
-    cells = evidence.state.maps
+    cells, series = evidence.state.maps, evidence.frame.primary
+    index = cells.index(series)
     outcomes, flags = np.zeros((len(keys), len(OUTCOMES)), np.int64), np.zeros((len(keys), len(FLAGS)), np.int64)
     maps, deviations = np.full((2, len(keys), GRID, GRID), np.nan)
+
+    def put(number: int, cell: Cell) -> None:
+        flags[number] = cell.sums["flags"]
+        if cell.maps >= settings.interval_from:
+            maps[number], deviations[number] = cell.mean_map(), np.sqrt(cell.variance_map())
+
     for number, (target, attribute, value) in enumerate(keys):
-        for outcome in range(len(OUTCOMES)):
-            part = cells.collect(evidence.frame.primary, target, attribute, value, [outcome])
-            outcomes[number, outcome] = 0 if part is None else part.rows
-        cell = evidence.cell(target, attribute, value)
-        if cell is not None:
-            flags[number] = cell.sums["flags"]
-            if cell.maps >= settings.interval_from:
-                maps[number], deviations[number] = cell.mean_map(), np.sqrt(cell.variance_map())
+        if target is None:
+            for outcome in range(len(OUTCOMES)):
+                part = cells.total(series, attribute, value, outcome)
+                outcomes[number, outcome] = 0 if part is None else part.rows
+            whole = cells.collect(series, None, attribute, value)
+            if whole is not None:
+                put(number, whole)
+    # Cells of one class and group differ by the outcome and are neighbours; they are read in the order they lie in.
+    of_class, pair, of_outcome = index.columns()
+    place = {key: number for number, key in enumerate(keys)}
+    starts = np.flatnonzero(np.append(True, (of_class[1:] != of_class[:-1]) | (pair[1:] != pair[:-1]))[: len(index)])
+    stops = np.append(starts[1:], len(index))
+    numbers = [place.get(index[start][1:4], -1) for start in starts.tolist()]
+    for at in range(0, len(starts), _TOGETHER):
+        some = [each for each in range(at, min(at + _TOGETHER, len(starts))) if numbers[each] >= 0]
+        if not some:
+            continue
+        first, last = int(starts[some[0]]), int(stops[some[-1]])
+        sums = cells.bulk(series, first, last, COUNTS) | cells.bulk(series, first, last, MAPS)
+        for each in some:
+            mine = slice(int(starts[each]), int(stops[each]))
+            outcomes[numbers[each], of_outcome[mine]] = index.rows[mine]
+            rows = slice(mine.start - first, mine.stop - first)
+            put(numbers[each], Cell({name: values[rows].sum(0) for name, values in sums.items()}))
     return outcomes, flags, maps, deviations
 
 
