@@ -221,14 +221,22 @@ _Flagged = tuple[Enriched, float]
 
 
 def _members(field: _Field, test: Enriched) -> npt.NDArray[np.int64]:
-    """Rows of the sample of the test's class, and group, that look at its place; the most first."""
+    """Rows of the sample of the test's class, and group, that look at its place; the most first.
+
+    At the corners, those that look at the very corner come before others: objects that lie in a corner, whose spots are
+    strong, have them beside it.
+    """
     mine = field.sample["target_class"].to_numpy() == test.target_class
     if test.attribute:
         values = field.sample[f"group:{test.attribute}"].to_pylist()
         mine &= np.array([value == test.value for value in values])
     load = field.loads[:, test.place]
     found = np.flatnonzero(mine & (load >= test.level))
-    return found[np.argsort(-load[found], kind="stable")]
+    beside = np.zeros(len(found), np.bool_)
+    if field.places[test.place].key == NEAR_CORNERS:
+        very = next(number for number, each in enumerate(field.places) if each.key == CORNERS)
+        beside = field.loads[found, very] < test.level
+    return found[np.lexsort((-load[found], beside))]
 
 
 def _clusters(field: _Field, flagged: list[_Flagged], settings: Settings) -> Iterator[list[_Flagged]]:

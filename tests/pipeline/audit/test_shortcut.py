@@ -133,6 +133,11 @@ def test_a_mark_beside_the_outermost_window_is_at_the_corners() -> None:
     maps = np.where(marked[:, None, None], 0.75 * maps + 0.25 * mark, maps)
     (found,) = KIND().find(evidence(table(maps, target)))
     assert (found.target_class, found.details["where"], found.details["share"]) == (0, "the corners", 24 / 400)
+    # What looks at the very corner is shown first, however weak.
+    corner = blobs(np.full(800, 1.5 / GRID), np.full(800, 1.5 / GRID), size / 2, size / 2, (GRID, GRID))
+    maps[394:400] = 0.85 * maps[394:400] + 0.15 * corner[394:400]
+    (found,) = KIND().find(evidence(table(maps, target)))
+    assert {int(image.image_id[-6:]) for image in found.images[:6]} == set(range(394, 400))
 
 
 def test_places_in_words() -> None:
