@@ -82,7 +82,8 @@ def explain(folder: Path, options: argparse.Namespace) -> Lake:
 
 def model_document(options: argparse.Namespace) -> dict[str, Any]:
     """Return the ``model`` part of the job."""
-    preprocess: dict[str, Any] = {} if options.size is None else {"resize": options.size, "crop": options.size}
+    given = {"resize": options.size, "crop": options.size, "mean": options.mean, "std": options.std}
+    preprocess: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     document = {"name": options.model, "weights": options.weights, "preprocess": preprocess}
     if options.images is None:
         preprocess |= {"resize": _SCENE.size, "crop": _SCENE.size, "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -227,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--size", type=positive, help="resize the shorter side to it and crop (default: the model's own)"
     )
+    parser.add_argument("--mean", type=float, nargs=3, help="of the pixels in [0, 1] (default: the model's own)")
+    parser.add_argument("--std", type=float, nargs=3, help="of the pixels in [0, 1] (default: the model's own)")
     parser.add_argument("--scenes", type=positive, default=60, help="scenes that are drawn (default: %(default)s)")
     parser.add_argument("--score-cam", action="store_true", help="Score-CAM, too: hundreds of forwards per image")
     parser.add_argument("--wsolevaluation", action="store_true", help="MaxBoxAcc by its protocol, too; needs OpenCV")

@@ -32,6 +32,8 @@ class Explained:
             images=None,
             boxes="boxes",
             size=None,
+            mean=None,
+            std=None,
             scenes=SCENES,
             score_cam=False,
         )
