@@ -146,7 +146,7 @@ class Finding(BaseModel):
     low: float | None = Field(None, description="Lower end of the 95% interval of the effect.")
     high: float | None = None
     p: float | None = None
-    q: float | None = Field(None, description="Benjamini-Hochberg over the kind's tests.")
+    q: float | None = Field(None, description="Rate of false discoveries over the kind's tests, adjusted p.")
     n: int = Field(description="Maps or images behind it.")
     reference_n: int | None = Field(None, description="Maps or images that it is compared with.")
     images: tuple[ImageRef, ...] = ()
