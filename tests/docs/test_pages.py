@@ -12,7 +12,7 @@ import yaml
 from typer.core import TyperGroup
 
 from jobs.cli import COMMANDS, build
-from jobs.config import parse_job
+from jobs.config import LABELS_SECTION, parse_job, parse_label_job
 from schemas import reference
 from tests.docs.blocks import PAGES, ROOT, blocks, commands
 
@@ -63,7 +63,7 @@ def test_job_files_are_valid(page: Path) -> None:
             document = yaml.safe_load(block.text)
             # The page on extending runs its own job, on a project with the extensions.
             if page.name != "extending.md":
-                parse_job(document, page.name)
+                (parse_label_job if LABELS_SECTION in document else parse_job)(document, page.name)
 
 
 def test_files_that_are_named_exist() -> None:

@@ -235,11 +235,16 @@
     if (!list) return;
     for (const id of ["finding-search", "finding-kind", "finding-sort"]) $(id).addEventListener("input", showFindings);
   }
+  let last = "";
+
   function step(by) {
     const visible = Array.from(list ? list.children : []).filter((item) => !item.hidden).map((item) => item.firstElementChild);
     if (!visible.length) return;
-    const here = visible.indexOf(document.activeElement && document.activeElement.closest(".finding"));
+    const held = document.activeElement && document.activeElement.closest(".finding");
+    // What has the focus can lose it while findings are drawn.
+    const here = held ? visible.indexOf(held) : visible.findIndex((item) => item.id === last);
     const next = visible[here < 0 ? (by > 0 ? 0 : visible.length - 1) : Math.max(0, Math.min(visible.length - 1, here + by))];
+    last = next.id;
     next.focus({ preventScroll: true });
     next.scrollIntoView({ block: "start" });
   }
