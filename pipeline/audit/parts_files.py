@@ -28,6 +28,8 @@ from schemas.errors import CamlakeError, InputError, LakeError
 log = logging.getLogger(__name__)
 
 FOLDER = "parts"
+#: Of what stands in a part; parts of other versions are left alone.
+_PARTS_VERSION = 2
 #: Maps of a chunk: some seconds of work, which is what a kill can cost.
 MOST_MAPS = 50_000
 MOST_UNITS = 256
@@ -146,6 +148,7 @@ def _common(manifest: Manifest, frame: Frame, objects: Objects) -> dict[str, Any
     """What all parts of an audit share; a part of which one of these differs is of another audit."""
     return {
         "audit_version": AUDIT_VERSION,
+        "parts_version": _PARTS_VERSION,
         "run_id": manifest.run_id,
         "settings": frame.settings.model_dump(mode="json", exclude=set(_AFTERWARDS)),
         "series": frame.series,
