@@ -30,21 +30,19 @@ import torch
 
 from benchmarks.effects import BASELINES, CONVENTIONS, Effect, effects, mean_and_error
 from benchmarks.harness import machine
-from benchmarks.inputs import load_subject, positive, say
-from benchmarks.localisation_tables import EFFECTS, LOCATED, Row, tables, torchcam_lines
-from benchmarks.torchcam_effects import torchcam_effects
+from benchmarks.inputs import positive, say
+from benchmarks.localisation_tables import EFFECTS, LOCATED, Row, tables
 from jobs.demo.scenes import SceneSpec, make_scenes
 from jobs.demo.shards import write_shards
 from pipeline.audit.frame import Frame, make_frame
 from pipeline.audit.localisation import bell
 from pipeline.audit.localisation_table import CENTRE, localisation_table
-from pipeline.audit.model import LakeModel, load_model
+from pipeline.audit.model import load_model
 from pipeline.audit.regions import open_regions
 from pipeline.audit.regions.base import RegionSource
 from pipeline.audit.wsol import outlines
 from pipeline.cam.base import MaskMethod
 from pipeline.lake import Lake, open_lake
-from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
 from pipeline.models.replica import load_replica
 from schemas.audit import Settings
@@ -180,15 +178,6 @@ def by_wsolevaluation(lake: Lake, frame: Frame, regions: RegionSource) -> dict[t
     return found
 
 
-def by_torchcam(lake: Lake, model: LakeModel) -> dict[str, tuple[float, float]]:
-    """Return torchcam's average drop and increase of the lake's images, by method; with its own maps."""
-    plain = load_subject(model.job.model).plain
-    ids = lake.images.to_table(columns=["image_id", "unit_id"]).to_pylist()
-    originals = Originals(lake)
-    images = (model.picture(originals, lake.image(row["image_id"], row["unit_id"])) for row in ids)
-    return torchcam_effects(plain, model.replica.layers[-1].name, images)
-
-
 def _ratio_of_means(found: Sequence[Effect]) -> torch.Tensor:
     """Return the sum of clipped differences over the sum of full scores: what the average drop is not."""
     lost = torch.stack([(each.full[:, None] - each.explained).clamp_min(0) for each in found]).nansum(0)
@@ -233,7 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=positive, default=60, help="scenes that are drawn (default: %(default)s)")
     parser.add_argument("--score-cam", action="store_true", help="Score-CAM, too: hundreds of forwards per image")
     parser.add_argument("--wsolevaluation", action="store_true", help="MaxBoxAcc by its protocol, too; needs OpenCV")
-    parser.add_argument("--torchcam", action="store_true", help="drop and increase by torchcam's own code, too")
     parser.add_argument("--threads", type=positive, help="torch threads (default: torch's own)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows there")
     options = parser.parse_args(arguments)
@@ -248,7 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = list(effects(lake, model, make_frame(lake, Settings()).series))
             say(f"measured {len(found)} images and classes")
             rows = rows_of(lake, found, options.boxes != "none", options.wsolevaluation)
-            theirs = by_torchcam(lake, model) if options.torchcam else {}
             right, images = accuracy(lake)
     except CamlakeError as error:
         print(f"benchmarks.localisation: {error}", file=sys.stderr)
@@ -256,10 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     print(f"Machine: {machine()}\n{options.model}: {right} of {images} images right ({right / images:.1%})\n")
-    print("\n".join([*tables(rows), *torchcam_lines(theirs)]), flush=True)
+    print("\n".join(tables(rows)), flush=True)
     if options.json:
         about = {"machine": machine(), "model": options.model, "right": right, "images": images}
-        options.json.write_text(json.dumps(about | {"rows": rows, "torchcam": theirs}, indent=1) + "\n")
+        options.json.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.effects import CONVENTIONS
@@ -66,13 +66,6 @@ def tables(rows: Sequence[Row]) -> list[str]:
             {row["method"]: [_pair(each) for each in row["by_probability"]] for row in mine},
         )
     return lines
-
-
-def torchcam_lines(found: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Return the table of torchcam's own figures: no line where there are none."""
-    cells = {name: [_pair(dict(zip(EFFECTS, values, strict=True)))] for name, values in found.items()}
-    title = "Average drop / increase of the predicted class by torchcam's methods and metric:"
-    return _table(title, ["drop / increase"], cells) if cells else []
 
 
 def _table(title: str, heads: Sequence[str], cells: dict[str, list[str]]) -> list[str]:
