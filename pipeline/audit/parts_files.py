@@ -28,6 +28,8 @@ from schemas.errors import CamlakeError, InputError, LakeError
 log = logging.getLogger(__name__)
 
 FOLDER = "parts"
+#: Of what a part holds; parts of another one are left alone.
+PARTS_VERSION = 2
 #: Maps of a chunk: some seconds of work, which is what a kill can cost.
 MOST_MAPS = 50_000
 MOST_UNITS = 256
@@ -146,6 +148,7 @@ def _common(manifest: Manifest, frame: Frame, objects: Objects) -> dict[str, Any
     """What all parts of an audit share; a part of which one of these differs is of another audit."""
     return {
         "audit_version": AUDIT_VERSION,
+        "parts_version": PARTS_VERSION,
         "run_id": manifest.run_id,
         "settings": frame.settings.model_dump(mode="json", exclude=set(_AFTERWARDS)),
         "series": frame.series,
@@ -224,7 +227,7 @@ def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
         LakeError: a part is damaged, or was deleted; or the sums leave 64 bits.
     """
     state = Merged(frame)
-    read = ahead(lambda each: each[0].get(each[1].path), found, _READ_AHEAD)
+    read = ahead(lambda each: each[0].get(each[1].path), found, 1)  # parts are large
     for (output, chunk), data in zip(found, read, strict=True):
         try:
             state.add_bytes(data)
