@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audit.frame import Frame
+from pipeline.audit.freed import give_back
 from pipeline.audit.objects import Objects
 from pipeline.audit.regions.base import RegionSource
 from pipeline.audit.state import Merged, State
@@ -213,6 +214,7 @@ class Work:
         """
         # Where a racing worker was first, its part holds the same numbers.
         self.output.put_if_absent(chunk.path, self.add(chunk.commits).to_bytes())
+        give_back()
 
 
 def there(output: LakeStore) -> set[str]:
@@ -237,7 +239,9 @@ def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
             raise LakeError(
                 f"{output.where(chunk.path)} is damaged ({error}); delete it and run the same command again"
             ) from error
+        give_back()
     state.finish()
+    give_back()
     return state
 
 
