@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +36,11 @@ Floats = npt.NDArray[np.float64]
 class _Rows:
     """R rows of the table as numbers: ``target`` -1 for all classes, ``outcome`` 0 for all; the rest as they stand."""
 
-    series: Integers
-    pair: Integers
-    target: Integers
-    outcome: Integers
-    measure: Integers
+    series: npt.NDArray[np.int16]
+    pair: npt.NDArray[np.int32]
+    target: npt.NDArray[np.int32]
+    outcome: npt.NDArray[np.int8]
+    measure: npt.NDArray[np.int8]
     n: Integers
     flags: Integers
     estimates: Floats
@@ -157,11 +158,11 @@ def _rows(
         estimates[..., low : low + 2] = ends
     pair, target, outcome = (each[item] for each in about)
     return _Rows(
-        series=np.full(len(item), series),
-        pair=pair,
-        target=target,
-        outcome=outcome,
-        measure=measure,
+        series=np.full(len(item), series, np.int16),
+        pair=pair.astype(np.int32),
+        target=target.astype(np.int32),
+        outcome=outcome.astype(np.int8),
+        measure=measure.astype(np.int8),
         n=counts[item, measure],
         flags=sums["flags"][item],
         estimates=estimates[item, measure],
@@ -221,33 +222,34 @@ def _quantiles(histogram: Integers) -> Floats:
 
 
 def _table(parts: list[_Rows], pairs: list[tuple[str, str]], frame: Frame) -> pa.Table:
-    """Return all rows in order, with names."""
-    columns = {each.name: [getattr(part, each.name) for part in parts] for each in fields(_Rows)}
-    empty = {"flags": np.empty((0, len(FLAGS)), np.int64), "estimates": np.empty((0, len(_ESTIMATES)))}
-    joined = {name: np.concatenate([empty.get(name, np.empty(0, np.int64)), *each]) for name, each in columns.items()}
-    del columns, parts[:]
-    order = np.lexsort([joined[name] for name in ("measure", "outcome", "target", "pair", "series")])
-    rows = {name: values[order] for name, values in joined.items()}
-    everything = np.array([attribute == EVERYTHING for attribute, _ in pairs], np.bool_)[rows["pair"]]
-    nobody = rows["target"] < 0
+    """Return all rows in order, with names; column by column, so that little is there twice."""
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
+
+    keys = {name: column(name) for name in ("measure", "outcome", "target", "pair", "series")}
+    order = np.lexsort(list(keys.values()))
+    measure, outcome, target, pair, series = (values[order].astype(np.int64) for values in keys.values())
+    del keys
+    everything = np.array([attribute == EVERYTHING for attribute, _ in pairs], np.bool_)[pair]
+    nobody = target < 0
     unnamed = nobody if frame.class_names is not None else np.ones(len(nobody), np.bool_)
-    present = np.unique(rows["target"][~unnamed])
-    value = _named([value for _, value in pairs], rows["pair"], everything)
+    present = np.unique(target[~unnamed])
     found: dict[str, pa.Array] = {
-        "method": _named([each.method for each in frame.series], rows["series"]),
-        "layer": _named([each.layer for each in frame.series], rows["series"]),
-        "target_class": pa.array(rows["target"], pa.int32(), mask=nobody),
-        "target_name": _named(
-            [frame.name(int(each)) for each in present], np.searchsorted(present, rows["target"]), unnamed
-        ),
-        "attribute": _named([attribute for attribute, _ in pairs], rows["pair"], everything),
-        "value": value.cast(pa.string()),
-        "outcome": _named([ALL, *OUTCOMES], rows["outcome"]),
-        "measure": _named([each.name for each in MEASURES], rows["measure"]),
-        "n": pa.array(rows["n"], pa.int64()),
-        **{name: pa.array(rows["estimates"][:, place], from_pandas=True) for place, name in enumerate(_ESTIMATES)},
-        **{name: pa.array(rows["flags"][:, place], pa.int64()) for place, name in enumerate(FLAGS)},
+        "method": _named([each.method for each in frame.series], series),
+        "layer": _named([each.layer for each in frame.series], series),
+        "target_class": pa.array(target, pa.int32(), mask=nobody),
+        "target_name": _named([frame.name(int(each)) for each in present], np.searchsorted(present, target), unnamed),
+        "attribute": _named([attribute for attribute, _ in pairs], pair, everything),
+        "value": _named([value for _, value in pairs], pair, everything).cast(pa.string()),
+        "outcome": _named([ALL, *OUTCOMES], outcome),
+        "measure": _named([each.name for each in MEASURES], measure),
+        "n": pa.array(column("n")[order], pa.int64()),
     }
+    for names, kind in (("flags", FLAGS), ("estimates", _ESTIMATES)):
+        for place, name in enumerate(kind):
+            values = np.concatenate([getattr(part, names)[:, place] for part in parts] or [np.empty(0)])[order]
+            found[name] = pa.array(values, GROUPS.field(name).type, from_pandas=True)
     return pa.table([found[name] for name in GROUPS.names], schema=GROUPS)
 
 

@@ -29,6 +29,8 @@ CellKey = tuple[int | None, str, str]
 _M = len(MEASURES)
 #: (class, group) pairs whose sums are in memory at a time.
 _TOGETHER = 512
+#: Rows of the groups table that are looked at together.
+_PORTION = 1 << 16
 _OUTCOMES = (ALL, "right", "wrong")
 
 
@@ -223,19 +225,20 @@ def _means(evidence: Evidence, groups: pa.Table, place: dict[CellKey, int]) -> F
     """Return (3, 3, K, M): mean, low and high, of all maps, those predicted right and those predicted wrong."""
     series = evidence.frame.series[evidence.frame.primary]
     mine = (pc.field("method") == series.method) & (pc.field("layer") == series.layer)
-    table = groups.filter(mine & pc.field("outcome").isin(_OUTCOMES))
     found = np.full((3, len(_OUTCOMES), len(place), _M), np.nan)
-    names = ("target_class", "attribute", "value")
-    keys = zip(*(table[name].to_pylist() for name in names), strict=True)
-    rows = np.array(
-        [place.get((target, attribute or "", value or ""), -1) for target, attribute, value in keys], np.int64
-    )
-    outcome = _codes(table["outcome"], _OUTCOMES)
-    measure = _codes(table["measure"], tuple(each.name for each in MEASURES))
-    known = (rows >= 0) & (measure >= 0)
-    for number, name in enumerate(("mean", "low", "high")):
-        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        found[number, outcome[known], rows[known], measure[known]] = values[known]
+    # Portion by portion, since keys as Python objects take ten times the table.
+    for batch in groups.to_batches(max_chunksize=_PORTION):
+        table = pa.Table.from_batches([batch]).filter(mine & pc.field("outcome").isin(_OUTCOMES))
+        keys = zip(*(table[name].to_pylist() for name in ("target_class", "attribute", "value")), strict=True)
+        rows = np.array(
+            [place.get((target, attribute or "", value or ""), -1) for target, attribute, value in keys], np.int64
+        )
+        outcome = _codes(table["outcome"], _OUTCOMES)
+        measure = _codes(table["measure"], tuple(each.name for each in MEASURES))
+        known = (rows >= 0) & (measure >= 0)
+        for number, name in enumerate(("mean", "low", "high")):
+            values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            found[number, outcome[known], rows[known], measure[known]] = values[known]
     return found
 
 
