@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.audit.cells import EVERYTHING, Cell
 from pipeline.audit.findings.base import Evidence
+from pipeline.audit.freed import give_back
 from pipeline.audit.groups import ALL
 from pipeline.audit.report.limits import Limits
 from pipeline.audit.table import COUNTS, MAPS
@@ -113,6 +114,7 @@ def numbers_of(evidence: Evidence, groups: pa.Table, limits: Limits, wanted: Ite
     keys += [(None, attribute, value) for attribute, value in values]
     keys += cells
     rows = _rows(evidence, groups, keys, settings)
+    give_back()
     stops = np.cumsum([0, 1, len(kept), len(values), len(cells)]).tolist()
     total, by_class, by_group, by_cell = (_part(rows, *ends) for ends in pairwise(stops))
     return Numbers(
@@ -218,6 +220,7 @@ def _maps(evidence: Evidence, keys: list[CellKey], settings: Settings) -> tuple[
             outcomes[numbers[each], of_outcome[mine]] = index.rows[mine]
             rows = slice(mine.start - first, mine.stop - first)
             put(numbers[each], Cell({name: values[rows].sum(0) for name, values in sums.items()}))
+    give_back()
     return outcomes, flags, maps, deviations
 
 
