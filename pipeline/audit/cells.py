@@ -151,8 +151,7 @@ class Cells(CellReader):
                 if name.target >= low and (high is None or name.target < high)
             }
             if rows is not None:
-                inside = rows.target >= low if high is None else (rows.target >= low) & (rows.target < high)
-                rows = rows.take(np.flatnonzero(inside))
+                rows = _inside(rows, low, high)
             if rows is None:
                 found._table(series).dense = dense
             else:
@@ -231,6 +230,15 @@ class Cells(CellReader):
             of_rows = _under(arrays, f"{prefix}/{series}/rows/")
             dense, totals = (_unstacked(_under(arrays, f"{prefix}/{series}/{kind}/")) for kind in ("dense", "totals"))
             self._add(series, Rows.of_arrays(of_rows) if of_rows else None, dense, totals, slots, codes)
+
+
+def _inside(rows: Rows, low: int, high: int | None) -> Rows:
+    """Return the rows of the classes from ``low`` to below ``high``."""
+    target = rows.target
+    if (target[1:] >= target[:-1]).all():
+        first = int(np.searchsorted(target, low))
+        return rows.take(slice(first, len(rows) if high is None else int(np.searchsorted(target, high))))
+    return rows.take(np.flatnonzero(target >= low if high is None else (target >= low) & (target < high)))
 
 
 def _renumbered(rows: Rows, slots: Sequence[int], codes: Sequence[npt.NDArray[np.int16]], width: int) -> Rows:

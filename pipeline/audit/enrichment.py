@@ -64,12 +64,13 @@ def count(loads: npt.NDArray[np.float32], codes: Counts, number: int) -> tuple[C
     """
     rows = np.bincount(codes, minlength=number).astype(np.int64)
     hits = np.zeros((len(LEVELS), number, loads.shape[1]), np.int64)
-    order = np.argsort(codes, kind="stable")
-    present, starts = np.unique(codes[order], return_index=True)
+    if (np.diff(codes) < 0).any():
+        order = np.argsort(codes, kind="stable")
+        loads, codes = loads[order], codes[order]
+    present, starts = np.unique(codes, return_index=True)
     if len(present):
-        ordered = loads[order]
         for level, least in enumerate(LEVELS):
-            hits[level, present] = np.add.reduceat(ordered >= least, starts, axis=0, dtype=np.int64)
+            hits[level, present] = np.add.reduceat(loads >= least, starts, axis=0, dtype=np.int64)
     return hits, rows
 
 

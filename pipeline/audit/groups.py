@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +25,22 @@ _SHARES = (0.05, 0.5, 0.95)
 _ENDS = (0.025, 0.975)
 _ESTIMATES = ("mean", "std", "low", "high", "q05", "median", "q95")
 _SUMS = (*COUNTS, *HISTOGRAM)
-#: Cells that are looked at together, and those of them whose resamples are.
+#: Groups of cells that are looked at together, and those of them whose resamples are.
 _TOGETHER = 1024
-_DRAWN_TOGETHER = 64
+_DRAWN_TOGETHER = 32
 
 Floats = npt.NDArray[np.float64]
-#: Returns how often each measure was drawn of some items (K, B, M), and the sum of what was drawn.
-Drawn = Callable[[npt.NDArray[np.intp]], tuple[Integers, Integers]]
 
 
 @dataclass
 class _Rows:
     """R rows of the table as numbers: ``target`` -1 for all classes, ``outcome`` 0 for all; the rest as they stand."""
 
-    series: Integers
-    pair: Integers
-    target: Integers
-    outcome: Integers
-    measure: Integers
+    series: npt.NDArray[np.int16]
+    pair: npt.NDArray[np.int32]
+    target: npt.NDArray[np.int32]
+    outcome: npt.NDArray[np.int8]
+    measure: npt.NDArray[np.int8]
     n: Integers
     flags: Integers
     estimates: Floats
@@ -86,35 +85,42 @@ def _of_series(maps: CellReader, series: int, pairs: list[tuple[str, str]], sett
             np.concatenate([target[starts], target[cells]]),
             np.concatenate([np.zeros(len(starts), np.int64), outcome[cells] + 1]),
         )
-        drawn = _Resampled(maps, series, start, bounds) if DRAWN[0] in maps.names(series) else None
-        yield _rows(series, about, items, drawn, settings)
+        ends = None
+        if DRAWN[0] in maps.names(series):
+            ends = _ends_of(maps, series, start, bounds, items["count"] >= settings.interval_from)
+        yield _rows(series, about, items, ends, settings)
 
 
-class _Resampled:
-    """The resamples of neighbouring cells, and of those that lie together: items 0 .. G - 1 are G of the latter."""
+def _ends_of(
+    maps: CellReader, series: int, start: int, bounds: npt.NDArray[np.int64], told: npt.NDArray[np.bool_]
+) -> Floats:
+    """Return the ends (G + K, M, 2) of the intervals of G groups of neighbouring cells, and of these K cells.
 
-    def __init__(self, maps: CellReader, series: int, start: int, bounds: npt.NDArray[np.int64]) -> None:
-        self._maps, self._series, self._start, self._bounds = maps, series, start, bounds
-
-    def __call__(self, items: npt.NDArray[np.intp]) -> tuple[Integers, Integers]:
-        """Return the resamples of items, which ascend."""
-        groups = len(self._bounds) - 1
-        if items[0] < groups <= items[-1]:
-            one, two = (self(part) for part in (items[items < groups], items[items >= groups]))
-            return np.concatenate([one[0], two[0]]), np.concatenate([one[1], two[1]])
-        together = bool(items[0] < groups)
-        first = self._bounds[items] if together else items - groups
-        last = self._bounds[items + 1] if together else first + 1
-        start, stop = int(first[0]), int(last[-1])
-        sums = self._maps.bulk(self._series, self._start + start, self._start + stop, DRAWN)
-        starts = np.stack([first, last], 1).ravel() - start
-
-        def added(values: Integers) -> Integers:
-            # Of each pair of ends the first tells where an item's cells begin; what is between items is left out.
-            padded = np.concatenate([values, np.zeros((1, *values.shape[1:]), np.int64)])
-            return np.add.reduceat(padded, starts, axis=0)[::2]
-
-        return added(sums[DRAWN[0]]), added(sums[DRAWN[1]])
+    Args:
+        maps: the cells.
+        series: of the cells.
+        start: place of the first cell.
+        bounds: (G + 1,) where each group begins, in cells.
+        told: (G + K, M) whether there is an interval. A group has one where a cell of it has.
+    """
+    groups = len(bounds) - 1
+    found = np.full((*told.shape, 2), np.nan)
+    wanted = np.flatnonzero(told[:groups].any(1))
+    at = 0
+    while at < len(wanted):
+        # Neighbours, few at a time: resamples are large, and what lies between is drawn as well.
+        some = wanted[at : int(np.searchsorted(wanted, wanted[at] + _DRAWN_TOGETHER))]
+        at += len(some)
+        first, last = int(bounds[some[0]]), int(bounds[some[-1] + 1])
+        sums = maps.bulk(series, start + first, start + last, DRAWN)
+        inside = slice(int(some[0]), int(some[-1]) + 1)
+        drawn, total = (sums[name] for name in DRAWN)
+        starts = bounds[inside] - first
+        whole = np.add.reduceat(drawn, starts, axis=0), np.add.reduceat(total, starts, axis=0)
+        cells = slice(groups + first, groups + last)
+        found[inside] = _intervals(*whole, told[inside])
+        found[cells] = _intervals(drawn, total, told[cells])
+    return found
 
 
 def _of_all(maps: CellReader, series: int, pairs: list[tuple[str, str]], settings: Settings) -> Iterator[_Rows]:
@@ -126,21 +132,18 @@ def _of_all(maps: CellReader, series: int, pairs: list[tuple[str, str]], setting
             continue
         own = [each for _, each in cells]
         sums = [{name: np.asarray(sum(each[name] for each in own)) for name in own[0]}, *own]
-        items = {name: np.stack([each[name] for each in sums]) for name in _SUMS}
-
-        def drawn(items: npt.NDArray[np.intp], sums: Sequence[dict[str, Integers]] = sums) -> tuple[Integers, Integers]:
-            one, two = (np.stack([sums[item][name] for item in items.tolist()]) for name in DRAWN)
-            return one, two
-
+        items = {name: np.stack([each[name] for each in sums]) for name in sums[0]}
         about = np.full(len(sums), number), np.full(len(sums), -1), np.array([0, *(outcome for outcome, _ in cells)])
-        yield _rows(series, about, items, drawn if DRAWN[0] in sums[0] else None, settings)
+        told = items["count"] >= settings.interval_from
+        ends = _intervals(items[DRAWN[0]], items[DRAWN[1]], told) if DRAWN[0] in items else None
+        yield _rows(series, about, {name: items[name] for name in _SUMS}, ends, settings)
 
 
 def _rows(
     series: int,
     about: tuple[Integers, Integers, Integers],
     sums: dict[str, Integers],
-    drawn: Drawn | None,
+    ends: Floats | None,
     settings: Settings,
 ) -> _Rows:
     """Return the rows of K items: ``about`` are pair, class and outcome (K,) of each, ``sums`` (K, ...) by name."""
@@ -150,13 +153,20 @@ def _rows(
     told = np.flatnonzero(counts.max(1, initial=0) >= settings.interval_from)
     if len(told):
         estimates[told] = _estimates({name: values[told] for name, values in sums.items()}, settings)
-        if drawn is not None:
-            _set_intervals(estimates, counts, told, drawn, settings)
+    if ends is not None:
+        low = _ESTIMATES.index("low")
+        estimates[..., low : low + 2] = ends
     pair, target, outcome = (each[item] for each in about)
     return _Rows(
-        np.full(len(item), series), pair, target, outcome, measure, counts[item, measure], sums["flags"][item],
-        estimates[item, measure],
-    )  # fmt: skip
+        series=np.full(len(item), series, np.int16),
+        pair=pair.astype(np.int32),
+        target=target.astype(np.int32),
+        outcome=outcome.astype(np.int8),
+        measure=measure.astype(np.int8),
+        n=counts[item, measure],
+        flags=sums["flags"][item],
+        estimates=estimates[item, measure],
+    )
 
 
 def _estimates(sums: dict[str, Integers], settings: Settings) -> Floats:
@@ -173,40 +183,23 @@ def _estimates(sums: dict[str, Integers], settings: Settings) -> Floats:
     return found
 
 
-def _set_intervals(
-    estimates: Floats, counts: Integers, told: npt.NDArray[np.intp], drawn: Drawn, settings: Settings
-) -> None:
-    """Set low and high of some items, few at a time: their resamples are large."""
-    low = _ESTIMATES.index("low")
-    at = 0
-    while at < len(told):
-        # Neighbours, since what lies between is drawn as well.
-        some = told[at : int(np.searchsorted(told, told[at] + _DRAWN_TOGETHER))]
-        at += len(some)
-        ends = _intervals(*drawn(some))
-        ends[counts[some] < settings.interval_from] = np.nan
-        estimates[some, :, low : low + 2] = ends
-
-
-def _intervals(drawn: Integers, total: Integers) -> Floats:
-    """Return the ends (K, M, 2) of the interval of each mean, from resamples (K, B, M)."""
+def _intervals(drawn: Integers, total: Integers, told: npt.NDArray[np.bool_]) -> Floats:
+    """Return the ends (K, M, 2) of the interval of each mean that is to be ``told``, from resamples (K, B, M)."""
     # Resamples in which nothing is drawn are as rare as e^-n; they have no mean and are left out.
-    counts = drawn.astype(np.float64).transpose(0, 2, 1)
-    totals = floating(total, SCALAR_BITS).transpose(0, 2, 1)
-    found = np.full((*counts.shape[:2], 2), np.nan)
-    some = counts.any(2)  # measures that were drawn at all
-    counts, totals = counts[some], totals[some]
+    counts, totals = (values.transpose(0, 2, 1)[told].astype(np.float64) for values in (drawn, total))
+    found = np.full((*told.shape, 2), np.nan)
+    totals /= 1 << SCALAR_BITS
     means = np.sort(np.divide(totals, counts, out=np.full(counts.shape, np.nan), where=counts > 0), axis=1)
     last = np.isfinite(means).sum(1) - 1
     rows = np.arange(len(means))
     ends = []
     for share in _ENDS:
-        place = share * last
+        place = share * np.maximum(last, 0)
         below = np.floor(place).astype(np.int64)
-        above = np.minimum(below + 1, last)
+        above = np.minimum(below + 1, np.maximum(last, 0))
         low, high = means[rows, below], means[rows, above]
-        ends.append(low + (place - below) * (high - low))
-    found[some] = np.stack(ends, 1)
+        ends.append(np.where(last >= 0, low + (place - below) * (high - low), np.nan))
+    found[told] = np.stack(ends, 1)
     return found
 
 
@@ -229,33 +222,34 @@ def _quantiles(histogram: Integers) -> Floats:
 
 
 def _table(parts: list[_Rows], pairs: list[tuple[str, str]], frame: Frame) -> pa.Table:
-    """Return all rows in order, with names."""
-    columns = {each.name: [getattr(part, each.name) for part in parts] for each in fields(_Rows)}
-    empty = {"flags": np.empty((0, len(FLAGS)), np.int64), "estimates": np.empty((0, len(_ESTIMATES)))}
-    joined = {name: np.concatenate([empty.get(name, np.empty(0, np.int64)), *each]) for name, each in columns.items()}
-    del columns, parts[:]
-    order = np.lexsort([joined[name] for name in ("measure", "outcome", "target", "pair", "series")])
-    rows = {name: values[order] for name, values in joined.items()}
-    everything = np.array([attribute == EVERYTHING for attribute, _ in pairs], np.bool_)[rows["pair"]]
-    nobody = rows["target"] < 0
+    """Return all rows in order, with names; column by column, so that little is there twice."""
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.empty(0, np.int64), *(getattr(part, name) for part in parts)])
+
+    keys = {name: column(name) for name in ("measure", "outcome", "target", "pair", "series")}
+    order = np.lexsort(list(keys.values()))
+    measure, outcome, target, pair, series = (values[order].astype(np.int64) for values in keys.values())
+    del keys
+    everything = np.array([attribute == EVERYTHING for attribute, _ in pairs], np.bool_)[pair]
+    nobody = target < 0
     unnamed = nobody if frame.class_names is not None else np.ones(len(nobody), np.bool_)
-    present = np.unique(rows["target"][~unnamed])
-    value = _named([value for _, value in pairs], rows["pair"], everything)
+    present = np.unique(target[~unnamed])
     found: dict[str, pa.Array] = {
-        "method": _named([each.method for each in frame.series], rows["series"]),
-        "layer": _named([each.layer for each in frame.series], rows["series"]),
-        "target_class": pa.array(rows["target"], pa.int32(), mask=nobody),
-        "target_name": _named(
-            [frame.name(int(each)) for each in present], np.searchsorted(present, rows["target"]), unnamed
-        ),
-        "attribute": _named([attribute for attribute, _ in pairs], rows["pair"], everything),
-        "value": value.cast(pa.string()),
-        "outcome": _named([ALL, *OUTCOMES], rows["outcome"]),
-        "measure": _named([each.name for each in MEASURES], rows["measure"]),
-        "n": pa.array(rows["n"], pa.int64()),
-        **{name: pa.array(rows["estimates"][:, place], from_pandas=True) for place, name in enumerate(_ESTIMATES)},
-        **{name: pa.array(rows["flags"][:, place], pa.int64()) for place, name in enumerate(FLAGS)},
+        "method": _named([each.method for each in frame.series], series),
+        "layer": _named([each.layer for each in frame.series], series),
+        "target_class": pa.array(target, pa.int32(), mask=nobody),
+        "target_name": _named([frame.name(int(each)) for each in present], np.searchsorted(present, target), unnamed),
+        "attribute": _named([attribute for attribute, _ in pairs], pair, everything),
+        "value": _named([value for _, value in pairs], pair, everything).cast(pa.string()),
+        "outcome": _named([ALL, *OUTCOMES], outcome),
+        "measure": _named([each.name for each in MEASURES], measure),
+        "n": pa.array(column("n")[order], pa.int64()),
     }
+    for names, kind in (("flags", FLAGS), ("estimates", _ESTIMATES)):
+        for place, name in enumerate(kind):
+            values = np.concatenate([getattr(part, names)[:, place] for part in parts] or [np.empty(0)])[order]
+            found[name] = pa.array(values, GROUPS.field(name).type, from_pandas=True)
     return pa.table([found[name] for name in GROUPS.names], schema=GROUPS)
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.audit.frame import Frame
+from pipeline.audit.freed import give_back
 from pipeline.audit.objects import Objects
 from pipeline.audit.regions.base import RegionSource
 from pipeline.audit.state import Merged, State
@@ -28,8 +29,8 @@ from schemas.errors import CamlakeError, InputError, LakeError
 log = logging.getLogger(__name__)
 
 FOLDER = "parts"
-#: Of what stands in a part; parts of other versions are left alone.
-_PARTS_VERSION = 2
+#: Of what a part holds; parts of another one are left alone.
+PARTS_VERSION = 2
 #: Maps of a chunk: some seconds of work, which is what a kill can cost.
 MOST_MAPS = 50_000
 MOST_UNITS = 256
@@ -148,7 +149,7 @@ def _common(manifest: Manifest, frame: Frame, objects: Objects) -> dict[str, Any
     """What all parts of an audit share; a part of which one of these differs is of another audit."""
     return {
         "audit_version": AUDIT_VERSION,
-        "parts_version": _PARTS_VERSION,
+        "parts_version": PARTS_VERSION,
         "run_id": manifest.run_id,
         "settings": frame.settings.model_dump(mode="json", exclude=set(_AFTERWARDS)),
         "series": frame.series,
@@ -213,6 +214,7 @@ class Work:
         """
         # Where a racing worker was first, its part holds the same numbers.
         self.output.put_if_absent(chunk.path, self.add(chunk.commits).to_bytes())
+        give_back()
 
 
 def there(output: LakeStore) -> set[str]:
@@ -227,7 +229,7 @@ def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
         LakeError: a part is damaged, or was deleted; or the sums leave 64 bits.
     """
     state = Merged(frame)
-    read = ahead(lambda each: each[0].get(each[1].path), found, _READ_AHEAD)
+    read = ahead(lambda each: each[0].get(each[1].path), found, 1)  # parts are large
     for (output, chunk), data in zip(found, read, strict=True):
         try:
             state.add_bytes(data)
@@ -237,7 +239,9 @@ def merged(found: Sequence[tuple[LakeStore, Chunk]], frame: Frame) -> Merged:
             raise LakeError(
                 f"{output.where(chunk.path)} is damaged ({error}); delete it and run the same command again"
             ) from error
+        give_back()
     state.finish()
+    give_back()
     return state
 
 

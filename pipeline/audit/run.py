@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.audit.expressions import Expression
 from pipeline.audit.findings.base import Evidence
 from pipeline.audit.frame import Frame, make_frame
+from pipeline.audit.freed import give_back
 from pipeline.audit.gather import gather_here, gather_on_ray, interruptible
 from pipeline.audit.groups import groups_table
 from pipeline.audit.localisation_table import kept_localisation
@@ -184,6 +185,7 @@ def _finish(
     with watch.stage("report"):
         manifest = _manifest(evidence, objects.about, findings, tables)
         groups = groups_table(evidence.state.maps, evidence.frame)
+        give_back()
         written = {
             GROUPS_TABLE: parquet(groups, manifest),
             FINDINGS_TABLE: parquet(findings_table(findings), manifest),
@@ -238,6 +240,7 @@ def _findings(evidence: Evidence, causal: int, say: Say) -> list[Finding]:
     for name in FINDINGS:
         kind = implementation(FINDINGS, "finding", name).KIND
         findings += (kind() if isinstance(kind, type) else kind).find(evidence)
+        give_back()
     if causal and findings:
         from pipeline.audit.causal import check_findings
 

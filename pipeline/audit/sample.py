@@ -41,8 +41,8 @@ SAMPLE = pa.schema(
 _LARGEST = 2**64 - 1
 #: Rows that wait until the sample is cut again.
 _PENDING = 50_000
-#: Maps that tell whether it is worth to look at all.
-_LOOK = 64
+
+Maps = npt.NDArray[np.float32]
 
 
 def sample_schema(groups: tuple[str, ...]) -> pa.Schema:
@@ -56,7 +56,9 @@ class Sample:
     def __init__(self, most: int, groups: tuple[str, ...] = ()) -> None:
         self.most = most
         self._schema = sample_schema(groups)
-        self._tables: list[pa.Table] = []
+        self._plain = pa.schema([field for field in self._schema if field.name != "map"])
+        # Rows without their maps, and these on a grid as coarse as it came: they are most of the sample.
+        self._parts: list[tuple[pa.Table, Maps]] = []
         self._pending = 0
         #: Of classes that are full: the largest key that is kept. No larger one can come in any more.
         self._limits: dict[int, int] = {}
@@ -73,32 +75,33 @@ class Sample:
             chosen &= keys <= limits[codes]
         return chosen
 
-    def add(self, table: pa.Table) -> None:
-        """Add rows."""
+    def add(self, table: pa.Table, maps: Maps | None = None) -> None:
+        """Add rows (T); ``maps`` (T, gy, gx), where gy and gx divide GRID, stand for the column ``map``."""
         if not len(table):
             return
-        self._tables.append(table.select(self._schema.names).cast(self._schema))
+        maps = sample_maps(table) if maps is None else maps
+        self._parts.append((table.select(self._plain.names).cast(self._plain), maps))
         self._pending += len(table)
         if self._pending > max(self.most, _PENDING):
             self._compact()
 
     def merge(self, other: Sample) -> None:
         """Add another's rows."""
-        self.add(other.table)
+        self.add(*other._whole())
 
     @property
     def table(self) -> pa.Table:
         """The sample, sorted by class and key."""
-        self._compact()
-        return self._tables[0] if self._tables else self._schema.empty_table()
+        table, maps = self._whole()
+        cells = pa.FixedSizeListArray.from_arrays(pa.array(expanded(maps).ravel()), GRID * GRID)
+        place = self._schema.get_field_index("map")
+        return table.add_column(place, self._schema.field(place), cells)
 
     def to_bytes(self) -> bytes:
-        """Return the sample as a Parquet file; its maps on the coarsest grid that holds them."""
-        table = self.table
-        maps = _coarsest(sample_maps(table))
+        """Return the sample as a Parquet file; its maps on the grid that they came on."""
+        table, maps = self._whole()
         cells = pa.FixedSizeListArray.from_arrays(pa.array(maps.ravel()), maps.shape[1] * maps.shape[2])
-        place = table.schema.get_field_index("map")
-        table = table.set_column(place, pa.field("map", cells.type, metadata={"rows": str(maps.shape[1])}), cells)
+        table = table.append_column(pa.field("map", cells.type, metadata={"rows": str(maps.shape[1])}), cells)
         texts = [field.name for field in table.schema if pa.types.is_string(field.type)]
         buffer = io.BytesIO()
         pq.write_table(
@@ -111,23 +114,29 @@ class Sample:
         table = pq.read_table(pa.BufferReader(data))
         # Of many parts few rows remain; only those are taken in hand.
         table = table.filter(pa.array(self.room(table["target_class"].to_numpy(), table["key"].to_numpy())))
-        place = table.schema.get_field_index("map")
-        field = table.schema.field(place)
+        field = table.schema.field("map")
         height, cells = int(field.metadata[b"rows"]), field.type.list_size
         flat = [np.asarray(chunk.flatten(), np.float32) for chunk in table["map"].chunks]
-        maps = np.concatenate([np.empty(0, np.float32), *flat]).reshape(-1, height, cells // height)
-        whole = pa.FixedSizeListArray.from_arrays(pa.array(expanded(maps).ravel()), GRID * GRID)
-        self.add(table.set_column(place, pa.field("map", whole.type), whole))
+        self.add(table, np.concatenate([np.empty(0, np.float32), *flat]).reshape(-1, height, cells // height))
+
+    def _whole(self) -> tuple[pa.Table, Maps]:
+        """Return the rows, sorted by class and key, and their maps."""
+        self._compact()
+        return self._parts[0] if self._parts else (self._plain.empty_table(), np.empty((0, GRID, GRID), np.float32))
 
     def _compact(self) -> None:
         if self._pending == 0:
             return
-        table = pa.concat_tables(self._tables)
+        table = pa.concat_tables([part for part, _ in self._parts])
+        maps = [each for _, each in self._parts]
+        if len({each.shape[1:] for each in maps}) > 1:
+            maps = [expanded(each) for each in maps]
         classes, keys = table["target_class"].to_numpy(), table["key"].to_numpy()
         # A map's key and class name it, so a tie would be the same map.
         order, starts, stops = _by_class(classes, keys)
         kept = order[self.room(classes, keys)[order]]
-        self._tables, self._pending = [table.take(pa.array(kept)).combine_chunks()], 0
+        self._parts = [(table.take(pa.array(kept)).combine_chunks(), np.concatenate(maps)[kept])]
+        self._pending = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             if stop - start >= self.most:
                 last = order[start + self.most - 1]
@@ -142,21 +151,3 @@ def _by_class(
     classes = target_class[order]
     starts = np.flatnonzero(np.append(True, classes[1:] != classes[:-1])[: len(order)])
     return order, starts, np.append(starts[1:], len(order))[: len(starts)]
-
-
-def _coarsest(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the maps (n, gy, gx) of the fewest rows and columns that give these when they are repeated."""
-    for axis in (1, 2):
-        for cells in (each for each in range(1, GRID) if GRID % each == 0):
-            if _repeats(maps[:_LOOK], axis, cells) and _repeats(maps, axis, cells):
-                maps = np.take(maps, np.arange(0, GRID, GRID // cells), axis)
-                break
-    return np.ascontiguousarray(maps)
-
-
-def _repeats(maps: npt.NDArray[np.float32], axis: int, cells: int) -> bool:
-    """Whether an axis of maps consists of so many cells that are repeated."""
-    step = GRID // cells
-    apart = maps.reshape(*maps.shape[:axis], cells, step, *maps.shape[axis + 1 :])
-    first = np.take(apart, [0], axis + 1)
-    return bool((apart == first).all())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pipeline.audit.canonical import expanded
 from pipeline.audit.cell import Cell
-from pipeline.audit.draws import Weights, draw, drawn_by_cell
+from pipeline.audit.draws import Weights, draw, draw_cells
 from pipeline.audit.fixed import Integers
 from pipeline.audit.index import Index
 from pipeline.audit.keys import poisson_weights
@@ -116,13 +116,14 @@ class Settled:
         order, starts, stops = group.order[begin:end], group.starts[some] - begin, group.stops[some] - begin
         if DRAWN[0] not in names:
             return summed(self._rows, order, starts, stops, self._measures, names)
-        sums = drawn_by_cell(
+        sums = draw_cells(
             lambda start, stop: self._weights(order[start:stop]),
             self._rows.values[order],
             starts.tolist(),
             stops.tolist(),
+            self._resamples,
         )
-        return dict(zip(DRAWN, (np.stack(each) for each in zip(*sums, strict=True)), strict=True))
+        return dict(zip(DRAWN, sums, strict=True))
 
     def _drawn_of(self, number: int) -> tuple[Integers, Integers]:
         if number >= self._first[-1]:

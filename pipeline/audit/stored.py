@@ -96,31 +96,33 @@ class StoredCells(CellReader):
             if piece:
                 self._ranges[number].append(piece)
                 if self._ranges[number].waiting > _WAITING:
-                    self._ranges[number : number + 1] = self._together(self._ranges[number])
+                    self._ranges[number : number + 1] = [each for each, _ in self._together(self._ranges[number])]
 
-    def _together(self, given: _Range) -> list[_Range]:
-        """Put a range together; where it has become too large, as several."""
+    def _together(self, given: _Range) -> Iterator[tuple[_Range, Cells]]:
+        """Put a range together and yield it, as several where it has become too large, with their cells."""
         cells = given.read(self.measures, self.resamples)
-        found: list[_Range] = []
-        for low, high in portions(cells.sizes(), _ROWS):
+        bounds = list(portions(cells.sizes(), _ROWS)) or [(given.low, None)]
+        for place, (low, high) in enumerate(bounds):
             # Classes that have nothing yet belong to the range before them.
-            each = self._range(low if found else given.low)
-            each.append(cells.between(each.low, high))
+            each = self._range(low if place else given.low)
+            part = cells.between(each.low, high)
+            each.append(part)
             each.waiting = 0
-            found.append(each)
+            yield each, part
         given.path.unlink(missing_ok=True)
-        return found or [self._range(given.low)]
 
     def finish(self) -> None:
         """Put every range together, and note which cells there are."""
-        self._ranges = [each for given in self._ranges for each in self._together(given)]
         found: list[dict[int, Index]] = []
         kept: dict[int, _ClassSums] = {}
-        for number in range(len(self._ranges)):
-            cells = self._read(number)
-            found.append({series: cells.index(series) for series in cells.series()})
-            for series in found[-1]:
-                kept.setdefault(series, _ClassSums()).add(cells, series)
+        ranges = []
+        for given in self._ranges:
+            for each, cells in self._together(given):
+                ranges.append(each)
+                found.append({series: cells.index(series) for series in cells.series()})
+                for series in found[-1]:
+                    kept.setdefault(series, _ClassSums()).add(cells, series)
+        self._ranges = ranges
         for series, sums in kept.items():
             parts = [each.get(series) for each in found]
             self._firsts[series] = np.cumsum([0, *(0 if part is None else len(part) for part in parts)])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.audit.canonical import expanded
 from pipeline.audit.cell import Cell
-from pipeline.audit.draws import UNDEFINED, Weights, drawn_by_cell
+from pipeline.audit.draws import UNDEFINED, Weights, draw_cells
 from pipeline.audit.fixed import MAP_BITS, SCALAR_BITS, SQUARE_BITS, Integers, squares
 from pipeline.audit.keys import poisson_weights
 from pipeline.audit.rows import NOWHERE, Rows, bins, joined, unpacked
@@ -26,8 +26,8 @@ _WAIT = 1 << 16
 #: Rows whose sums are made at a time, and those of which the totals are.
 _SLICE = 2048
 _SLICE_OF_ALL = 8192
-#: Rows that a cell without a bootstrap keeps at most: its sums are small.
-_KEPT_UNDRAWN = 32
+#: Rows that a cell without a bootstrap keeps at most: its sums are smaller.
+_KEPT_UNDRAWN = 128
 
 #: Names of sums, together as they are made.
 COUNTS = ("flags", "count", "total", "square")
@@ -238,9 +238,10 @@ class Table:
             assert rows.keys is not None
             return poisson_weights(rows.keys[some], self._resamples)
 
-        sums = drawn_by_cell(drawn, rows.values[found.order], found.starts.tolist(), found.stops.tolist())
-        for name, each in zip(names, sums, strict=True):
-            where[name].merge(Cell(dict(zip(DRAWN, each, strict=True))))
+        bounds = found.starts.tolist(), found.stops.tolist()
+        sums = draw_cells(drawn, rows.values[found.order], *bounds, self._resamples)
+        for place, name in enumerate(names):
+            where[name].merge(Cell({each: values[place] for each, values in zip(DRAWN, sums, strict=True)}))
 
     def _add_plain(self, where: dict[CellId, Cell], rows: Rows, names: list[CellId], found: Grouped) -> None:
         sums = summed(rows, found.order, found.starts, found.stops, self._measures, (*COUNTS, *HISTOGRAM, *MAPS)) | {

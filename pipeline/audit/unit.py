@@ -247,7 +247,6 @@ def _add_sample(
     chosen = chosen[state.sample.room(target[chosen], keys[chosen])]
     rows, where = pa.array(chosen), pa.array(places[chosen])
     about, of = part.take(rows), images.table.take(where)
-    maps = expanded(density[chosen].astype(np.float32))
     columns: dict[str, Any] = {
         "key": keys[chosen],
         "half": (mixed(images.key[places[chosen]], 7) >> np.uint64(63)).astype(np.int8),
@@ -257,10 +256,10 @@ def _add_sample(
         **{name: of[name] for name in of.column_names if name.startswith(("label", "predicted_"))},
         **{measure.name: values[chosen, index].astype(np.float32) for index, measure in enumerate(MEASURES)},
         **{f"group:{name}": found.take(places[chosen]).texts() for name, found in images.groups.items()},
-        "map": pa.FixedSizeListArray.from_arrays(pa.array(maps.ravel()), GRID * GRID),
     }
-    schema = sample_schema(state.frame.settings.groups)
-    state.sample.add(pa.table({field.name: _cast(columns[field.name], field.type) for field in schema}, schema=schema))
+    schema = pa.schema([field for field in sample_schema(state.frame.settings.groups) if field.name != "map"])
+    table = pa.table({field.name: _cast(columns[field.name], field.type) for field in schema}, schema=schema)
+    state.sample.add(table, density[chosen].astype(np.float32))
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:

@@ -42,6 +42,8 @@ from schemas.audit import Finding, ImageRef, Settings
 _USUAL = 1.25
 #: A class that looks there in more of its images looks at its object there, unless it is an edge.
 _MINORITY = 0.5
+#: Maps whose shares are in memory at a time.
+_ROWS = 8192
 #: Findings of one class whose images are so far the same are one.
 _SAME = 0.3
 _UNCHECKED = 0.8
@@ -87,16 +89,18 @@ def _field(evidence: Evidence) -> _Field:
     sample, parts = evidence.sample, evidence.parts
     maps = sample_maps(sample)
     places = [*plain_places(), *part_places(parts.maps)]
-    found = spots(maps)
     classes, code = np.unique(sample["target_class"].to_numpy(), return_inverse=True)
-    shares = window_shares(maps).reshape(len(maps), -1)
     totals = np.zeros((len(classes), LATTICE**2))
-    np.add.at(totals, code, shares.astype(np.float64))
+    for start in range(0, len(maps), _ROWS):
+        shares = window_shares(maps[start : start + _ROWS]).reshape(-1, LATTICE**2)
+        np.add.at(totals, code[start : start + _ROWS], shares.astype(np.float64))
+    found = spots(maps)
+    del maps
     return _Field(
         sample,
         places,
         loads(found, places, parts.loadings),
-        found.reshape(len(maps), -1),
+        found.reshape(len(found), -1),
         sample["half"].to_numpy(),
         classes,
         code.astype(np.int64),

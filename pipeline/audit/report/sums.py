@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.audit.cells import EVERYTHING, Cell
 from pipeline.audit.findings.base import Evidence
+from pipeline.audit.freed import give_back
 from pipeline.audit.groups import ALL
 from pipeline.audit.report.limits import Limits
 from pipeline.audit.table import COUNTS, MAPS
@@ -29,6 +30,8 @@ CellKey = tuple[int | None, str, str]
 _M = len(MEASURES)
 #: (class, group) pairs whose sums are in memory at a time.
 _TOGETHER = 512
+#: Rows of the groups table that are looked at together.
+_PORTION = 1 << 16
 _OUTCOMES = (ALL, "right", "wrong")
 
 
@@ -111,6 +114,7 @@ def numbers_of(evidence: Evidence, groups: pa.Table, limits: Limits, wanted: Ite
     keys += [(None, attribute, value) for attribute, value in values]
     keys += cells
     rows = _rows(evidence, groups, keys, settings)
+    give_back()
     stops = np.cumsum([0, 1, len(kept), len(values), len(cells)]).tolist()
     total, by_class, by_group, by_cell = (_part(rows, *ends) for ends in pairwise(stops))
     return Numbers(
@@ -216,6 +220,7 @@ def _maps(evidence: Evidence, keys: list[CellKey], settings: Settings) -> tuple[
             outcomes[numbers[each], of_outcome[mine]] = index.rows[mine]
             rows = slice(mine.start - first, mine.stop - first)
             put(numbers[each], Cell({name: values[rows].sum(0) for name, values in sums.items()}))
+    give_back()
     return outcomes, flags, maps, deviations
 
 
@@ -223,19 +228,20 @@ def _means(evidence: Evidence, groups: pa.Table, place: dict[CellKey, int]) -> F
     """Return (3, 3, K, M): mean, low and high, of all maps, those predicted right and those predicted wrong."""
     series = evidence.frame.series[evidence.frame.primary]
     mine = (pc.field("method") == series.method) & (pc.field("layer") == series.layer)
-    table = groups.filter(mine & pc.field("outcome").isin(_OUTCOMES))
     found = np.full((3, len(_OUTCOMES), len(place), _M), np.nan)
-    names = ("target_class", "attribute", "value")
-    keys = zip(*(table[name].to_pylist() for name in names), strict=True)
-    rows = np.array(
-        [place.get((target, attribute or "", value or ""), -1) for target, attribute, value in keys], np.int64
-    )
-    outcome = _codes(table["outcome"], _OUTCOMES)
-    measure = _codes(table["measure"], tuple(each.name for each in MEASURES))
-    known = (rows >= 0) & (measure >= 0)
-    for number, name in enumerate(("mean", "low", "high")):
-        values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        found[number, outcome[known], rows[known], measure[known]] = values[known]
+    # Portion by portion, since keys as Python objects take ten times the table.
+    for batch in groups.to_batches(max_chunksize=_PORTION):
+        table = pa.Table.from_batches([batch]).filter(mine & pc.field("outcome").isin(_OUTCOMES))
+        keys = zip(*(table[name].to_pylist() for name in ("target_class", "attribute", "value")), strict=True)
+        rows = np.array(
+            [place.get((target, attribute or "", value or ""), -1) for target, attribute, value in keys], np.int64
+        )
+        outcome = _codes(table["outcome"], _OUTCOMES)
+        measure = _codes(table["measure"], tuple(each.name for each in MEASURES))
+        known = (rows >= 0) & (measure >= 0)
+        for number, name in enumerate(("mean", "low", "high")):
+            values = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+            found[number, outcome[known], rows[known], measure[known]] = values[known]
     return found
 
 

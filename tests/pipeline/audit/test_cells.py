@@ -139,7 +139,7 @@ def test_any_order_and_any_cut_gives_the_same_integers() -> None:
 
 def test_products_are_exact_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = summed(make_block())
-    monkeypatch.setattr(draws, "_EXACT_ROWS", 7)
+    monkeypatch.setattr(draws, "_TOGETHER", 7)
     assert_same(whole, summed(make_block()))
 
 
