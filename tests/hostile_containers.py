@@ -240,7 +240,7 @@ def _parquets() -> dict[str, Container]:
             table({"image": structs}), "parquet", {"0": data[0], "3": data[3]}, {"1": null, "2": null}
         ),
         "odd labels.parquet": Container(
-            table({"image": data[:3], "label": [[1], [], None]}),
+            table({"image": data[:3], "label": [[[1]], [[2]], None]}),
             "parquet",
             {"2": data[2]},
             {"0": "neither a class index", "1": "neither a class index"},

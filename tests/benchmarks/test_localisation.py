@@ -17,6 +17,7 @@ from pipeline.audit.frame import make_frame
 from pipeline.audit.model import LakeModel, load_model
 from pipeline.cam.faithfulness import faithfulness, scaled_masks
 from pipeline.lake import Lake
+from pipeline.lake.originals import Originals
 from schemas.audit import Settings
 
 SCENES = 8
@@ -57,8 +58,9 @@ def test_drop_and_increase_are_those_of_the_measures_by_each_convention(made: Ex
     settings, network = made.model.replica.preprocess.settings, made.model.replica.model
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (settings.mean, settings.std))
     units = dict(zip(*(made.lake.images.to_table()[name].to_pylist() for name in ("image_id", "unit_id")), strict=True))
+    originals = Originals(made.lake)
     for each in made.effects:
-        image = made.model.picture(made.lake, each.image_id, units[each.image_id])
+        image = made.model.picture(originals, made.lake.image(each.image_id, units[each.image_id]))
         stored = [
             made.lake.heatmap(row, scaled=True)
             for series in made.series

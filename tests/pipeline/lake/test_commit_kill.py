@@ -183,7 +183,7 @@ def check_what_is_there(store: LakeStore) -> None:
 
 def try_every_step(name: str, folder: str) -> list[str]:
     """Kill a scenario at each of its steps; returns the names of the steps."""
-    writer._PUT_THREADS = 1  # in this process: the same steps in the same order each time
+    writer.PUT_THREADS = 1  # in this process: the same steps in the same order each time
     scenario = SCENARIOS[name]
     pristine, whole = Path(folder, "pristine"), LakeStore(str(Path(folder, "whole")))
     pristine.mkdir()

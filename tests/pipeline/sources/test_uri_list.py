@@ -121,7 +121,7 @@ def test_typed_labels_and_nested_fields(place: Place) -> None:
     rows = [
         {"uri": "a.jpg", "y": {"index": 3}, "meta": {"site": "s"}},
         {"uri": "a.jpg?", "y": {"index": None}, "meta": {}},
-        {"uri": "b.jpg", "y": {"index": [1]}, "meta": {"site": "t"}},
+        {"uri": "b.jpg", "y": {"index": [[1]]}, "meta": {"site": "t"}},
     ]
     place.put("a.jpg", b"A")
     uri = place.put("m.jsonl", _jsonl(rows))
