@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
-_MKDIR_RETRIES = 8
+_RETRIES = 8
 
 
 def replace(full: str, data: bytes) -> None:
     """Write ``data`` to a file through a temporary one; readers see the old file or the whole new one."""
     target = Path(full)
-    partial = _write_partial(target, data)
-    _publish(partial, lambda: partial.replace(target))
+    _publish(target, data, lambda partial: partial.replace(target))
     _sync_folder(target.parent)
 
 
@@ -32,9 +31,8 @@ def create(full: str, data: bytes) -> bool:
     target = Path(full)
     if target.exists():
         return False
-    partial = _write_partial(target, data)
     try:
-        _publish(partial, lambda: os.link(partial, target))
+        _publish(target, data, lambda partial: os.link(partial, target))
     except FileExistsError:
         return False
     except OSError as error:
@@ -43,7 +41,6 @@ def create(full: str, data: bytes) -> bool:
             reason = "the file system has no hard links; use another disk or an object store"
             raise OSError(errno.ENOTSUP, reason) from error
         raise
-    partial.unlink()
     _sync_folder(target.parent)
     return True
 
@@ -79,15 +76,33 @@ def walk(full: str) -> Iterator[tuple[str, int]]:
                 yield entry.path, size
 
 
+def _publish(target: Path, data: bytes, publish: Callable[[Path], object]) -> None:
+    """Write ``data`` beside ``target`` and publish it; again where a sweep of another run took what was not published.
+
+    Two runs may finish one lake at once, and a sweep cannot tell a file in flight from one that a dead writer left.
+    """
+    for attempt in range(_RETRIES):
+        partial = _write_partial(target, data)
+        try:
+            publish(partial)
+        except FileNotFoundError:
+            if attempt == _RETRIES - 1:
+                raise
+        else:
+            return
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def _write_partial(target: Path, data: bytes) -> Path:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
-    for attempt in range(_MKDIR_RETRIES):
+    for attempt in range(_RETRIES):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             break
         except FileNotFoundError:  # a sweep removed the folder while it was empty
-            if attempt == _MKDIR_RETRIES - 1:
+            if attempt == _RETRIES - 1:
                 raise
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -99,14 +114,6 @@ def _write_partial(target: Path, data: bytes) -> Path:
         partial.unlink(missing_ok=True)
         raise
     return partial
-
-
-def _publish(partial: Path, publish: Callable[[], object]) -> None:
-    try:
-        publish()
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,35 @@ def test_local_put_is_never_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     assert store.get("a.bin") == b"old"
     assert [entry.path for entry in store.list()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("write", [local.create, local.replace])
+def test_a_sweep_of_another_run_takes_no_file_in_flight(
+    tmp_path: Path, write: Callable[[str, bytes], bool | None]
+) -> None:
+    swept: set[str] = set()
+    end = threading.Event()
+
+    def sweep() -> None:  # each file in flight once: a run sweeps once, at its end
+        while not end.is_set():
+            for partial in tmp_path.glob(f".*{local.PARTIAL_SUFFIX}"):
+                name = partial.name.split("-")[0]
+                if name not in swept:
+                    partial.unlink(missing_ok=True)
+                    swept.add(name)
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    names = [f"{index}-document.json" for index in range(50)]
+    try:
+        answers = {write(str(tmp_path / name), name.encode()) for name in names}
+    finally:
+        end.set()
+        sweeper.join()
+    assert answers <= {True, None}
+    assert swept
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all((tmp_path / name).read_bytes() == name.encode() for name in names)
 
 
 def test_local_delete_prunes_empty_folders_up_to_the_root(tmp_path: Path) -> None:
