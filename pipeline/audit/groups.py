@@ -26,7 +26,7 @@ _ENDS = (0.025, 0.975)
 _ESTIMATES = ("mean", "std", "low", "high", "q05", "median", "q95")
 _SUMS = (*COUNTS, *HISTOGRAM)
 #: Groups of cells that are looked at together, and those of them whose resamples are.
-_TOGETHER = 1024
+_TOGETHER = 256
 _DRAWN_TOGETHER = 32
 
 Floats = npt.NDArray[np.float64]

@@ -22,7 +22,7 @@ FOLDER = "maps.zarr"
 _CHUNK = 64
 _MOST = 256
 #: Cells whose sums are in memory at a time.
-_CELLS = 1024
+_CELLS = 256
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,7 +75,7 @@ def maps_objects(evidence: Evidence, parts: Floats) -> dict[str, bytes]:
         _write_classes(evidence, classes[start : start + _CHUNK], start, places)
     if len(parts):
         _write(root, "parts", parts.astype(np.float32), ("part", "y", "x"))
-    return {f"{FOLDER}/{path}": value.to_bytes() for path, value in sorted(objects.items())}
+    return {f"{FOLDER}/{path}": objects.pop(path).to_bytes() for path in sorted(objects)}
 
 
 def _group(root: zarr.Group, evidence: Evidence, number: int, attribute: str, values: list[str]) -> zarr.Group:

@@ -195,6 +195,7 @@ def _finish(
         for path, table in ((LOCALISATION_TABLE, tables.localisation), (FAITHFULNESS_TABLE, tables.faithfulness)):
             if table is not None:
                 written[path] = parquet(table, manifest)
+        give_back()
         written[REPORT] = write_report(evidence, findings, groups, manifest, tables)
         write(store, written, manifest)
     return AuditResult(store.uri, manifest, groups, findings, tables, watch.seconds)

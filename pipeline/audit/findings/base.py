@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.audit.cells import Cell
 from pipeline.audit.frame import Frame
+from pipeline.audit.freed import give_back
 from pipeline.audit.parts import Parts, find_parts
 from pipeline.audit.state import Gathered
 from pipeline.lake import Lake
@@ -55,7 +56,9 @@ class Evidence:
         Raises:
             InputError: scikit-learn is not installed.
         """
-        return find_parts(self.sample, self.frame.settings.parts, self.frame.settings.seed)
+        found = find_parts(self.sample, self.frame.settings.parts, self.frame.settings.seed)
+        give_back()
+        return found
 
 
 class FindingKind(ABC):

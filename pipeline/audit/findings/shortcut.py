@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, fisher, stands_out
 from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
+from pipeline.audit.freed import give_back
 from pipeline.audit.intervals import benjamini_bogomolov, wilson
 from pipeline.audit.parts import sample_maps
 from pipeline.audit.places import (
@@ -123,6 +124,7 @@ class Shortcut(FindingKind):
         if len(evidence.sample) < 2 * settings.flagged_from:
             return []
         field = _field(evidence)
+        give_back()
         tests = [*_class_tests(field, settings), *_group_tests(field, settings)]
         p, families = np.array([test.p for test in tests]), np.array([test.target_class for test in tests])
         q = benjamini_bogomolov(p, families, settings.q) if tests else np.empty(0)

@@ -29,7 +29,7 @@ CellKey = tuple[int | None, str, str]
 
 _M = len(MEASURES)
 #: (class, group) pairs whose sums are in memory at a time.
-_TOGETHER = 512
+_TOGETHER = 128
 #: Rows of the groups table that are looked at together.
 _PORTION = 1 << 16
 _OUTCOMES = (ALL, "right", "wrong")

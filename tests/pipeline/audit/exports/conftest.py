@@ -26,7 +26,7 @@ def audit(pictured: Lake, tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of an audit with two findings: the second also names an image of the first."""
     output = tmp_path_factory.mktemp("audits") / "audit"
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(FINDINGS):
+        for name in reversed(list(FINDINGS)):  # undone in their order
             patch.delitem(FINDINGS, name)
         patch.setitem(FINDINGS, "degenerate", "tests.pipeline.audit.kinds")
         patch.setattr("pipeline.audit.run.write_report", lambda *given: b"<!doctype html>")
