@@ -27,6 +27,8 @@ _HITS = 5
 _APART = 3.0
 #: Standard errors by which more is expected of the surroundings than they say.
 _CAUTION = 0.5
+#: Standard errors of the interval of a ratio.
+_Z = 1.96
 #: Spots of a class that tell how they spread.
 _ENOUGH = 50
 
@@ -193,7 +195,7 @@ def fisher(hits: int, rows: int, other_hits: int, other_rows: int, **about: Any)
     """Return Fisher's exact test, one-sided, with the ratio of the rates (its p is 1 where nothing looks there)."""
     ratio, error = contrast(hits, rows, other_hits, other_rows)
     p = float(extra("scipy.stats").hypergeom.sf(hits - 1, rows + other_rows, hits + other_hits, rows)) if hits else 1.0
-    low, high = np.exp(ratio - 1.96 * error), np.exp(ratio + 1.96 * error)
+    low, high = np.exp(ratio - _Z * error), np.exp(ratio + _Z * error)
     return Enriched(
         **about,
         hits=hits,
@@ -205,6 +207,11 @@ def fisher(hits: int, rows: int, other_hits: int, other_rows: int, **about: Any)
         high=float(high),
         p=p,
     )
+
+
+def lowest(test: Enriched, z: float) -> float:
+    """Return the lower end of the interval of ``z`` standard errors about a test's ratio."""
+    return float(test.ratio * (test.low / test.ratio) ** (z / _Z))
 
 
 def stands_out(test: Enriched, q: float, settings: Settings) -> bool:

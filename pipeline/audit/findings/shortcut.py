@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, fisher, stands_out
+from pipeline.audit.enrichment import Enriched, Surroundings, apart, count, enriched, fisher, lowest, stands_out
+from pipeline.audit.extras import extra
 from pipeline.audit.findings.base import Evidence, FindingKind, image_refs, severity
 from pipeline.audit.freed import give_back
 from pipeline.audit.intervals import benjamini_bogomolov, wilson
@@ -130,7 +131,9 @@ class Shortcut(FindingKind):
         q = benjamini_bogomolov(p, families, settings.q) if tests else np.empty(0)
         pairs = [(test, each) for test, each in zip(tests, q.tolist(), strict=True)]
         flagged = [(test, each) for test, each in pairs if stands_out(test, each, settings)]
-        return [_finding(evidence, field, same, len(tests)) for same in _clusters(field, flagged, settings)]
+        # Intervals of what was chosen among many are too short; so much wider, they cover (Benjamini, Yekutieli 2005).
+        z = _z(settings.q * len(flagged) / len(tests)) if tests else 0.0
+        return [_finding(evidence, field, same, len(tests), z) for same in _clusters(field, flagged, settings)]
 
 
 def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
@@ -291,7 +294,11 @@ def _without(field: _Field, pair: _Flagged, told: set[int]) -> _Flagged:
     return again, q * max(1.0, again.p / max(test.p, 1e-300))
 
 
-def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int) -> Finding:
+def _z(level: float) -> float:
+    return float(extra("scipy.stats").norm.isf(level / 2))
+
+
+def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int, z: float) -> Finding:
     groups = [pair for pair in same if pair[0].attribute]
     test, q = groups[0] if groups else same[0]
     overall = next((pair[0] for pair in same if not pair[0].attribute), None)
@@ -299,7 +306,8 @@ def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int
     rows = _members(field, test)
     share, (share_low, share_high) = test.hits / test.rows, wilson(test.hits, test.rows)
     mine, others = _sizes(field, test)
-    strength = 1 - 1 / max(test.ratio, overall.ratio if overall else 0.0)
+    # By the lower end of the interval, since what few images show strongly may be chance.
+    strength = 1 - 1 / max(1.0, lowest(test, z), lowest(overall, z) if overall else 0.0)
     details = {
         "place": place.key,
         "where": place.words,
