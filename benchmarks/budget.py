@@ -36,6 +36,7 @@ from benchmarks.inputs import (
     load_subject,
     make_parser,
     model_config,
+    none_or_more,
     positive,
     say,
     title,
@@ -295,13 +296,13 @@ def run(options: argparse.Namespace) -> Report:
     subject, images = prepare(options)
     scored = list(all_scores(subject, images, options))
     report = Report()
-    report.rows += timed(scored, options)
-    if not options.together:
-        report.notes.append(APART_NOTE)
-    report.notes.append(
-        f"seconds per image: the budget's over {len(images)} images, the others' over {options.timed}; agreement is 1 "
-        "- the least correlation with the exact map"
-    )
+    if options.timed:
+        report.rows += timed(scored, options)
+        report.notes += () if options.together else (APART_NOTE,)
+        report.notes.append(
+            f"seconds per image: the budget's over {len(images)} images, the others' over {options.timed}; agreement "
+            "is 1 - the least correlation with the exact map"
+        )
     report.notes.append(
         f"{title(options.model)} at {subject.layer}, {len(images)} images, "
         f"{sum(each.count for each in scored) / len(scored):.0f} distinct masks each"
@@ -327,7 +328,9 @@ PARSER.add_argument(
     "--expected", type=float, default=0.98, help="correlation that the timed run waits for (default: %(default)s)"
 )
 PARSER.add_argument("--mask-batch", type=positive, default=32, help="masked images per forward (default: %(default)s)")
-PARSER.add_argument("--timed", type=positive, default=1, help="images of the exact runs (default: %(default)s)")
+PARSER.add_argument(
+    "--timed", type=none_or_more, default=1, help="images of the exact runs; 0: time nothing (default: %(default)s)"
+)
 PARSER.add_argument("--scores", type=Path, metavar="FOLDER", help="keep the exact scores there, and use those there")
 PARSER.add_argument("--faithfulness", action="store_true", help="also measure drop, increase, deletion and insertion")
 add_form_option(PARSER)

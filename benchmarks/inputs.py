@@ -68,6 +68,14 @@ def positive(text: str) -> int:
     return value
 
 
+def none_or_more(text: str) -> int:
+    """Parse a number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
 def make_parser(name: str, description: str | None, *, repeats: int) -> argparse.ArgumentParser:
     """Return a parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(

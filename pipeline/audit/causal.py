@@ -25,7 +25,7 @@ from pipeline.audit.keys import keys_of
 from pipeline.audit.model import LakeModel, load_model
 from pipeline.audit.parts import sample_maps
 from pipeline.audit.pictures import painted_over, pixels_of
-from pipeline.audit.places import WINDOW, Bools, grown, window_shares
+from pipeline.audit.places import WINDOW, Bools, grown, spots, window_shares
 from pipeline.audit.report.words import moved
 from schemas.audit import GRID, CausalCheck, Finding, ImageRef
 from schemas.errors import CamlakeError
@@ -172,13 +172,19 @@ def _maps(sample: pa.Table, references: Sequence[ImageRef]) -> dict[tuple[str, i
 
 
 def area_of(density: Maps, zone: Bools) -> Bools:
-    """Return the cells (GRID, GRID) of the strongest spot of a map within a zone, with a cell around it."""
-    shares = window_shares(density[None])[0]
+    """Return the cells (GRID, GRID) of the strongest spot of a map within a zone, with a cell around it.
+
+    A spot is what makes an image look at a place (:func:`pipeline.audit.places.spots`): not the flank of an object that
+    reaches into the zone, which is taken only where the zone has no spot of its own. From the spot the area goes
+    downhill alone, so that it ends where an object beside it begins.
+    """
+    shares, own = window_shares(density[None])[0], spots(density[None])[0]
     inner = slice(WINDOW // 2, WINDOW // 2 + shares.shape[0])
     inside = zone[inner, inner]
     if not inside.any():  # a strip along the very edge: the windows that touch it
         inside = grown(zone)[inner, inner]
-    y, x = np.unravel_index(int(np.where(inside, shares, -1).argmax()), shares.shape)
+    strength = own if own[inside].max() > 0 else shares
+    y, x = np.unravel_index(int(np.where(inside, strength, -1).argmax()), shares.shape)
     area = np.zeros((GRID, GRID), np.bool_)
     area[y : y + WINDOW, x : x + WINDOW] = True
     reach = np.zeros_like(area)
@@ -186,8 +192,14 @@ def area_of(density: Maps, zone: Bools) -> Bools:
     reach[top : int(y) + 2 + _REACH, left : int(x) + 2 + _REACH] = True
     strong = reach & (density >= _OF_PEAK * density[area].max())
     for _ in range(2 * _REACH):
-        area |= grown(area) & strong
+        area |= strong & (density <= _highest_beside(density, area))
     return grown(area) & grown(reach)
+
+
+def _highest_beside(density: Maps, area: Bools) -> Floats:
+    """Return, for each cell, the most that a cell of the area has among it and its eight neighbours."""
+    padded = np.pad(np.where(area, density, -np.inf), 1, constant_values=-np.inf)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).max((2, 3)), np.float64)
 
 
 def controls(density: Maps, area: Bools, rng: np.random.Generator) -> list[Bools]:
