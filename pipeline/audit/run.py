@@ -37,6 +37,7 @@ from pipeline.audit.outputs import (
 from pipeline.audit.parts_files import Chunk, Work, chunks, commits_digest, merged, storage_of, there
 from pipeline.audit.progress import Progression, Seconds, Stopwatch
 from pipeline.audit.report import Tables, write_report
+from pipeline.engine.log import about
 from pipeline.engine.run import versions
 from pipeline.lake import Lake, LakeStore, open_lake
 from schemas.audit import AuditManifest, Finding, Settings
@@ -128,7 +129,7 @@ def run_audit(
     if left and workers != 0 and connect is not None:
         connect()  # which installs handlers of its own
     watch = Stopwatch()
-    with interruptible():
+    with interruptible(), about(run_id=lake.manifest.run_id):
         work = Work(lake.store, store, lake.manifest, frame, objects.source)
         with watch.stage("pass"):
             _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)

@@ -59,8 +59,8 @@ class Monitor(Protocol):
     def worker_ready(self, info: WorkerInfo) -> None:
         """A worker has loaded its replica."""
 
-    def worker_lost(self, name: str, reason: str) -> None:
-        """A worker died."""
+    def worker_lost(self, name: str, reason: str, kind: str) -> None:
+        """A worker died; ``kind`` as that of an :class:`~schemas.documents.Attempt`: died, hung, node_lost, ..."""
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
@@ -283,7 +283,14 @@ class Dispatcher:
         if isinstance(cause, AccessError):
             # Every unit would fail alike: better none than all of them given up.
             raise cause from error
-        log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, redact(str(error)))
+        about = {"unit_id": flight.unit.unit_id, "worker_id": slot.name, "attempt": flight.attempt}
+        log.error(
+            "unit %s failed on %s:\n%s",
+            flight.unit.unit_id,
+            slot.name,
+            redact(str(error)),
+            extra={"event": "unit_traceback", "fields": about},
+        )
         slot.alone = False
         slot.seen = time.monotonic()
         self._charge(slot, flight, "error", sentence(cause))
@@ -307,7 +314,14 @@ class Dispatcher:
             stack = ray.get(slot.actor.stack.remote(), timeout=_STACK_SECONDS)
         except (GetTimeoutError, RayError) as error:
             stack = f"it does not answer ({sentence(error)}); its own log has them"
-        log.error("%s is ended in %s: %s; its threads:\n%s", slot.name, doing, reason, redact(stack))
+        log.error(
+            "%s is ended in %s: %s; its threads:\n%s",
+            slot.name,
+            doing,
+            reason,
+            redact(stack),
+            extra={"event": "worker_ended", "fields": {"worker_id": slot.name, "kind": kind}},
+        )
         current = slot.progress.unit_id if kind == "timeout" else None
         self._died(slot, None, kind, reason, current)
 
@@ -324,7 +338,7 @@ class Dispatcher:
         flights = [*([flight] if flight else []), *slot.flights.values()]
         was_ready, alone = slot.info is not None, slot.alone or len(flights) == 1
         self._drop(slot)
-        self._monitor.worker_lost(slot.name, reason)
+        self._monitor.worker_lost(slot.name, reason, kind)
         if not was_ready:
             self._start_failed(kind, reason)
         for suspect in flights:

@@ -58,6 +58,10 @@ class AttributionWorker:
         self._clocks: dict[str, StageClock] = {}
         self._watchdog = Watchdog(job.workers.stall_seconds)
 
+    def __repr__(self) -> str:
+        """What Ray puts before the lines that it forwards from here."""
+        return self.name
+
     def start(self) -> WorkerInfo:
         """Load the replica and open source and sink.
 

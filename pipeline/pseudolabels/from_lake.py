@@ -63,6 +63,10 @@ class StoredMapsWorker:
         device: torch device of the refinement; None takes the GPU that Ray assigned, or else the CPU.
     """
 
+    def __repr__(self) -> str:
+        """What Ray puts before the lines that it forwards from here."""
+        return self.name
+
     def __init__(self, job: Job, manifest: Manifest, name: str, device: str | None = None) -> None:
         if not isinstance(job, LabelJob) or job.stored is None:
             raise TypeError("labels of stored maps are made by a LabelJob that names them")

@@ -36,7 +36,7 @@ class Recorder:
     def worker_ready(self, info: WorkerInfo) -> None:
         self.ready.append(info.name)
 
-    def worker_lost(self, name: str, reason: str) -> None:
+    def worker_lost(self, name: str, reason: str, kind: str) -> None:
         self.lost.append(name)
 
     def unit_done(self, outcome: Outcome) -> None:
