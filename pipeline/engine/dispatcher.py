@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from pipeline.engine.deaths import LOSSES, kind_of_death, sentence
-from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
+from pipeline.engine.outcome import Outcome, Pool, Progress, WorkerInfo
 from pipeline.lake.sink import new_attempt
 from schemas.documents import Attempt
 from schemas.errors import AccessError, CamlakeError
@@ -70,6 +70,9 @@ class Monitor(Protocol):
 
     def in_progress(self, images: int) -> None:
         """Images explained in units that are not committed yet."""
+
+    def pool(self, pool: Pool) -> None:
+        """The workers; told each second."""
 
 
 IDLE = Progress(0, ())
@@ -220,6 +223,7 @@ class Dispatcher:
         now = time.monotonic()
         if now - self._polled > 1.0:
             self._polled = now
+            self._monitor.pool(self._pool())
             asked = {id(slot) for slot, what in self._refs.values() if what == "progress"}
             for slot in self._slots:
                 # One that is not ready yet answers once it has a place to run.
@@ -246,6 +250,17 @@ class Dispatcher:
             else:
                 self._returned(slot, what, flight, result)
 
+    def _pool(self) -> Pool:
+        ready = sum(slot.info is not None for slot in self._slots)
+        return Pool(
+            ready=ready,
+            starting=len(self._slots) - ready,
+            in_flight=sum(len(slot.flights) for slot in self._slots),
+            gpu_memory={
+                slot.name: slot.progress.gpu_memory for slot in self._slots if slot.progress.gpu_memory is not None
+            },
+        )
+
     def _returned(self, slot: Slot, what: str, flight: Flight | None, result: Any) -> None:
         if what == "start":
             slot.info = result
@@ -255,12 +270,12 @@ class Dispatcher:
         elif what == "progress":
             if slot.seen is None or result.mark != slot.progress.mark:
                 slot.seen = time.monotonic()
-            slot.progress = result if slot.flights else Progress(0, result.mark)
+            slot.progress = result if slot.flights else Progress(0, result.mark, gpu_memory=result.gpu_memory)
             self._monitor.in_progress(sum(other.progress.images for other in self._slots))
         elif flight is not None:
             slot.alone = False
             slot.seen = time.monotonic()
-            slot.progress = Progress(0, slot.progress.mark)
+            slot.progress = Progress(0, slot.progress.mark, gpu_memory=slot.progress.gpu_memory)
             self._history.pop(flight.unit.unit_id, None)
             self._careful.discard(flight.unit.unit_id)
             # First, or the unit's images would be counted as done and as in progress.

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pipeline.engine.clock import STAGES
 from pipeline.engine.log import Line, is_json, is_terminal, tell
-from pipeline.engine.outcome import Outcome, Tally, WorkerInfo
+from pipeline.engine.outcome import Outcome, Pool, Tally, WorkerInfo
 from schemas.documents import Attempt
 from schemas.unit import Unit
 
@@ -76,7 +76,7 @@ class ProgressMonitor:
         self._committed: dict[str, float] = {}
         self._died: dict[str, float] = {}
         self._failing: set[str] = set()
-        self._current = 0
+        self._current = self._workers = 0
         self._began = time.monotonic()
         self._working: float | None = None
         self._said = self._began
@@ -170,6 +170,10 @@ class ProgressMonitor:
         self._current = images
         self._refresh()
 
+    def pool(self, pool: Pool) -> None:
+        """The workers, each second."""
+        self._workers = pool.ready
+
     # What is shown
 
     def times(self) -> dict[str, WorkerTime]:
@@ -229,6 +233,7 @@ class ProgressMonitor:
                     "progress",
                     units=self.units,
                     units_left=self.left,
+                    workers=self._workers,
                     images=self.images,
                     images_failed=self.done.failed_images,
                     images_per_second=round(self.rate(), 3),

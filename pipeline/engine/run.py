@@ -207,6 +207,7 @@ def _dispatch(
     import ray
 
     from pipeline.engine.dispatcher import IN_FLIGHT, Dispatcher
+    from pipeline.engine.metrics import MetricsMonitor, Monitors, Recorder
     from pipeline.engine.worker import AttributionWorker
 
     workers = job.workers
@@ -225,8 +226,9 @@ def _dispatch(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         quarantine(store, Quarantine(unit_id=unit.unit_id, created=now, attempts=attempts))
 
+    told = Monitors([monitor, MetricsMonitor(Recorder(manifest.run_id), monitor)])
     dispatcher = Dispatcher(
-        lambda name: actor.remote(job_ref, manifest_ref, name), workers, monitor, give_up, proven=bool(done)
+        lambda name: actor.remote(job_ref, manifest_ref, name), workers, told, give_up, proven=bool(done)
     )
     units = (unit for unit in read_plan(store, manifest) if unit.unit_id not in done)
     with stop_on_signals(dispatcher.stop) as received, monitor:
