@@ -23,12 +23,13 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_tells_machines_what_it_tells_people(document: dict[str, Any], tmp_path: Path, camlake: Run) -> None:
+    document["workers"] = {"max": 1}
     path = written(document, tmp_path)
     result = camlake("attribute", path, "--log-format", "json")
     assert result.exit_code == 0, result.output
     said, progress = objects(result.stdout), objects(result.stderr)
     manifest = open_lake(document["output"]["uri"]).manifest
-    assert [each["event"] for each in said if each["event"] not in ("layer", "worker_summary")] == [
+    assert [each["event"] for each in said if each["event"] not in ("layer", "worker_summary", "flags")] == [
         *("model", "methods", "lake", "inputs", "finishing"),
         *("run_summary", "slowest_units", "lake_summary", "exit"),
     ]
