@@ -2,7 +2,7 @@
 
     python -m benchmarks.dispatch [--units 100000] [--workers 2] [--json FILE]
 
-The real dispatcher and the real progress monitor run on a local Ray. The limit is what Ray itself does: calls of the
+The real dispatcher, progress monitor and metrics run on a local Ray. The limit is what Ray itself does: calls of the
 same actors with as many in flight, and nothing accounted for. The driver's peak memory is taken after a job of
 --few units and again after the whole one; in a process it only grows, so the difference is what the units cost.
 """
@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.harness import Contestant, Report, Row, alternate
 from benchmarks.inputs import command, make_parser, positive, say
 from pipeline.engine.dispatcher import IN_FLIGHT, Dispatcher
+from pipeline.engine.metrics import MetricsMonitor, Monitors, Recorder
 from pipeline.engine.outcome import Outcome, Progress, Tally, WorkerInfo
 from pipeline.engine.progress import ProgressMonitor
 from schemas.documents import Attempt
@@ -74,7 +75,8 @@ def dispatch(spawn: Any, workers: int, count: int) -> int:
     def give_up(unit: Unit, attempts: list[Attempt]) -> None:
         raise CamlakeError(f"unit {unit.unit_id} failed: {attempts[-1].reason}")
 
-    Dispatcher(spawn, Workers(max=workers), monitor, give_up).run(units(count), count)
+    told = Monitors([monitor, MetricsMonitor(Recorder("benchmark"), monitor)])
+    Dispatcher(spawn, Workers(max=workers), told, give_up).run(units(count), count)
     if monitor.done.units != count:
         raise CamlakeError(f"{monitor.done.units} of {count} units were done")
     return count
@@ -103,6 +105,18 @@ def bare_calls(spawn: Any, workers: int, count: int) -> int:
     for actor in actors:
         ray.kill(actor)
     return done
+
+
+def metrics_seconds(count: int) -> float:
+    """CPU seconds of this process per unit that its metrics take, over ``count`` units."""
+    monitor = ProgressMonitor(count, Tally(), io.StringIO())
+    metrics = MetricsMonitor(Recorder("benchmark"), monitor)
+    seconds = dict.fromkeys(("read", "decode", "wait", "compute", "write", "total"), 1.0)
+    done = Outcome("000000", "a", "worker-001", {"ok": 1}, 1, 1, seconds)
+    began = time.process_time()
+    for _ in range(count):
+        metrics.unit_done(done)
+    return (time.process_time() - began) / count
 
 
 def peak_mib() -> float:
@@ -137,6 +151,7 @@ def run(options: argparse.Namespace) -> Report:
             say=say,
         )
         memory.append({"units": options.units, "driver_peak_mib": peak_mib()})
+        recording = metrics_seconds(options.few)
     finally:
         if started:
             ray.shutdown()
@@ -147,6 +162,7 @@ def run(options: argparse.Namespace) -> Report:
     report.notes += [
         f"{options.units / ours_s:.0f} units/s through the dispatcher on {options.workers} actors, with their start; "
         f"{bare_rate:.0f} calls/s bare (over {bare_count} calls)",
+        f"{recording * 1e6:.0f} microseconds of the driver's CPU time per unit go into its metrics",
         f"driver's peak memory: {memory[0]['driver_peak_mib']:.0f} MiB after {options.few} units, "
         f"{memory[1]['driver_peak_mib']:.0f} MiB after {options.units}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from jobs.config import absolute_uri
-from jobs.options import SourceStorageOptions, StorageOptions, storage_options
+from jobs.options import LogFormat, SourceStorageOptions, StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
 from pipeline.audit.expressions import Expression, parse
 from pipeline.audit.faithful_table import faithfulness_lines
@@ -19,6 +20,7 @@ from pipeline.audit.gather import Interrupted
 from pipeline.audit.localisation_table import localisation_lines
 from pipeline.audit.outputs import FAITHFULNESS_TABLE, LOCALISATION_TABLE, REPORT
 from pipeline.audit.run import AuditResult, run_audit
+from pipeline.engine.log import Line, about, tell
 from pipeline.lake import LakeStore
 from pipeline.lake.documents import read_manifest
 from schemas.audit import Settings
@@ -94,13 +96,14 @@ def audit(
         str | None,
         typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
     ] = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Find what the heatmaps of a lake tell of dataset and model; the same command again does what is left.
 
     Exit codes: 0 done; 1 done, and a --fail-on condition holds; 2 wrong input; 3 could not finish;
     130 or 143 interrupted.
     """
-    with plain_errors():
+    with plain_errors(log_format):
         conditions = [parse(text) for text in fail_on or []]
         options = storage_options(storage)
         uri = absolute_uri(lake)
@@ -130,7 +133,7 @@ def audit(
                 uri,
                 settings,
                 None if output is None else absolute_uri(output),
-                say=_say,
+                say=tell,
                 storage_options=options,
                 source_options=storage_options(source_storage),
                 workers=workers,
@@ -140,20 +143,19 @@ def audit(
                 fail_on=conditions,
             )
         except Interrupted as error:
-            print("interrupted; finished parts are kept, and the same command does the rest", flush=True)
+            text = "interrupted; finished parts are kept, and the same command does the rest"
+            tell(Line(text, "interrupted", logging.WARNING, signal=error.signal))
             raise typer.Exit(128 + error.signal) from None
-        print_summary(result)
-        raise typer.Exit(EXIT_FAILURES if print_failures(result, conditions) else EXIT_DONE)
+        with about(run_id=result.manifest.lake_run_id):
+            print_summary(result)
+            fails = print_failures(result, conditions)
+        raise typer.Exit(EXIT_FAILURES if fails else EXIT_DONE)
 
 
 def _names(given: Sequence[str]) -> tuple[str, ...]:
     """Split lists at their commas; each name once."""
     names = (name.strip() for each in given for name in each.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _settings(**values: Any) -> Settings:
@@ -202,24 +204,37 @@ def connect(address: str | None) -> None:
 def print_summary(result: AuditResult) -> None:
     """Print what was seen, the worst findings, and where everything lies."""
     manifest, findings = result.manifest, result.findings
-    print(
-        f"\naudited   {manifest.units} units, {manifest.images} images, {manifest.maps} maps, of which "
-        f"{manifest.counted} count; {manifest.classes} classes"
+    tell(
+        Line(
+            f"\naudited   {manifest.units} units, {manifest.images} images, {manifest.maps} maps, of which "
+            f"{manifest.counted} count; {manifest.classes} classes",
+            "audit_summary",
+            units=manifest.units,
+            images=manifest.images,
+            maps=manifest.maps,
+            counted=manifest.counted,
+            classes=manifest.classes,
+            findings=len(findings),
+            seconds={stage: round(spent.wall, 3) for stage, spent in result.seconds.items()},
+        )
     )
-    print(f"findings  {len(findings)}" + ("; the worst first:" if findings else ""))
+    tell(
+        Line(f"findings  {len(findings)}" + ("; the worst first:" if findings else ""), "findings", count=len(findings))
+    )
     for place, finding in enumerate(findings[:_SHOWN], start=1):
-        print(f"{place:>9} {finding.sentence}")
+        tell(Line(f"{place:>9} {finding.sentence}", "finding", place=place, kind=finding.kind))
     if len(findings) > _SHOWN:
-        print(f"          and {len(findings) - _SHOWN} more")
+        tell(f"          and {len(findings) - _SHOWN} more")
     tables = result.tables
     for line in [] if tables.localisation is None else localisation_lines(tables.localisation):
-        print(f"located   {line}")
+        tell(Line(f"located   {line}", "localisation"))
     for line in [] if tables.faithfulness is None else faithfulness_lines(tables.faithfulness):
-        print(f"faithful  {line}")
-    print(f"report    {result.output}/{REPORT}")
+        tell(Line(f"faithful  {line}", "faithfulness"))
+    tell(Line(f"report    {result.output}/{REPORT}", "report", uri=f"{result.output}/{REPORT}"))
     more = "" if tables.localisation is None else f", {LOCALISATION_TABLE}"
     more += "" if tables.faithfulness is None else f", {FAITHFULNESS_TABLE}"
-    print(f"tables    {result.output}: groups.parquet, findings.parquet, findings.json, maps.zarr{more}", flush=True)
+    text = f"tables    {result.output}: groups.parquet, findings.parquet, findings.json, maps.zarr{more}"
+    tell(Line(text, "tables", uri=result.output))
 
 
 def print_failures(result: AuditResult, conditions: Sequence[Expression]) -> bool:
@@ -230,10 +245,12 @@ def print_failures(result: AuditResult, conditions: Sequence[Expression]) -> boo
         fails |= bool(found)
         if found:
             more = f" and {len(found) - _FAILING} more" if len(found) > _FAILING else ""
-            print(f"fails     {condition.text}: {', '.join(found[:_FAILING])}{more}", flush=True)
+            text = f"fails     {condition.text}: {', '.join(found[:_FAILING])}{more}"
+            tell(Line(text, "condition_holds", logging.ERROR, condition=condition.text, count=len(found)))
         elif condition.statistic is not None and not condition.judged(result.groups, result.manifest):
             least = result.manifest.settings.flagged_from
-            print(f"note      {condition.text}: no class has {least} such maps, so nothing was judged", flush=True)
+            text = f"note      {condition.text}: no class has {least} such maps, so nothing was judged"
+            tell(Line(text, "condition_not_judged", logging.WARNING, condition=condition.text))
     return fails
 
 

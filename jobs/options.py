@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from pipeline.engine.log import Format
 from schemas.errors import InputError
 
 StorageOptions = Annotated[
@@ -20,6 +21,15 @@ SourceStorageOptions = Annotated[
         "--source-storage",
         metavar="KEY=VALUE",
         help="fsspec option of the images' file system, where it is not the lake's; may be repeated.",
+    ),
+]
+
+LogFormat = Annotated[
+    Format,
+    typer.Option(
+        "--log-format",
+        envvar="CAMLAKE_LOG_FORMAT",
+        help="How what happens is written: text for people, or json, one object per line on the same streams.",
     ),
 ]
 

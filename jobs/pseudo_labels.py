@@ -8,8 +8,9 @@ import typer
 
 from jobs.attribute import connect, finish, run
 from jobs.config import absolute, absolute_uri, load_document, load_label_job, parse_label_job
-from jobs.options import storage_options
+from jobs.options import LogFormat, storage_options
 from jobs.run import main_of, plain_errors
+from pipeline.engine.log import Line, tell
 from pipeline.engine.run import Resolved, carry_out, make_manifest
 from pipeline.lake import Lake, open_lake, read_plan
 from pipeline.lake.plan import FrozenPlan, plan_bytes
@@ -56,13 +57,14 @@ def pseudo_labels(
         str | None,
         typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
     ] = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Make labels for segmentation of every image of a source; the same command again does what is left.
 
     Exit codes: 0 done; 1 done, with more failures than --max-failed; 2 wrong input; 3 could not finish;
     130 or 143 interrupted.
     """
-    with plain_errors():
+    with plain_errors(log_format):
         given = overrides or []
         if max_failed is not None:
             given = [*given, f"max_failed={max_failed}"]
@@ -103,16 +105,17 @@ def run_from(lake: Lake, job: LabelJob, address: str | None) -> int:
     plan = FrozenPlan(plan_bytes(lake.store, lake.manifest), lake.manifest.units, lake.manifest.inputs_digest)
     check_plan(lambda: read_plan(lake.store, lake.manifest), job.source)
     info = choose_maps(lake.manifest, job.methods[0].key, job.stored.layer)
-    print(f"maps     {lake.store.uri}: {info.key} at {info.layers[0]}")
+    text = f"maps     {lake.store.uri}: {info.key} at {info.layers[0]}"
+    tell(Line(text, "maps", uri=lake.store.uri, method=info.key, layer=info.layers[0]))
     for each in losses(lake.manifest.model, info, job.stored.dtype):
-        print(f"lost     {each}")
+        tell(Line(f"lost     {each}", "lost"))
     manifest = make_manifest(job, Resolved(lake.manifest.model, [info], []), plan)
     result = carry_out(
         job,
         manifest,
         plan,
         lambda: connect(job, address),
-        say=lambda line: print(line, flush=True),
+        say=tell,
         worker=StoredMapsWorker,
     )
     return finish(result, job)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from jobs.config import load_job
+from jobs.options import LogFormat
 from jobs.ray_jobs import ADDRESS_VARIABLE, connect, follow, send
 from jobs.run import main_of, plain_errors
 from jobs.upload import stage
@@ -66,6 +67,7 @@ def submit(
     installed: Annotated[
         bool, typer.Option("--installed", help="The cluster's image has camlake; do not send it along.")
     ] = False,
+    log_format: LogFormat = "text",
     wait: Annotated[bool, typer.Option("--wait", help="Follow the log and end with the job's exit code.")] = False,
 ) -> None:
     """Submit a job to a Ray cluster; the same command again is the next attempt, which goes on in the same lake.
@@ -83,7 +85,9 @@ def submit(
         folder, name = _place(job_file, working_dir)
         environment = _environment(env or [])
         client = connect(address or os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS)
-        entrypoint = shlex.join(["python", "-m", "jobs.attribute", name, *(f"--set={each}" for each in given)])
+        # What is written here is for people; --log-format is the job's.
+        options = [f"--set={each}" for each in given] + (["--log-format=json"] if log_format == "json" else [])
+        entrypoint = shlex.join(["python", "-m", "jobs.attribute", name, *options])
         with tempfile.TemporaryDirectory(prefix="camlake-submit-") as made:
             upload = stage(folder, Path(made), exclude=exclude or [], code=not installed)
             if folder is not None and "://" not in name and not (Path(made) / name).exists():

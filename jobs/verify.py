@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from jobs.config import absolute_uri
 from jobs.options import StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
+from pipeline.engine.log import Line, tell
 from pipeline.engine.progress import megabytes
 from pipeline.lake import LakeStore, Verification
 from pipeline.lake import verify as verify_lake
@@ -29,16 +31,16 @@ def verify(
 def print_verification(found: Verification) -> None:
     """Print what was verified and what is not right."""
     what = "label" if found.kind == "labels" else "map"
-    print(
+    tell(
         f"verified {found.committed} committed + {found.quarantined} quarantined of {found.planned} units, "
         f"{sum(found.images.values())} image rows, {found.maps} {what} rows, {found.arrays} arrays, "
         f"{found.objects} objects ({megabytes(found.bytes)})"
     )
     for problem in found.problems[:_SHOWN]:
-        print(f"problem: {problem.message}")
+        tell(Line(f"problem: {problem.message}", "problem", logging.ERROR))
     if len(found.problems) > _SHOWN:
-        print(f"and {len(found.problems) - _SHOWN} more problems")
-    print("the lake is whole" if found.ok else f"{len(found.problems)} problem(s)")
+        tell(f"and {len(found.problems) - _SHOWN} more problems")
+    tell("the lake is whole" if found.ok else f"{len(found.problems)} problem(s)")
 
 
 if __name__ == "__main__":

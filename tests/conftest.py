@@ -51,6 +51,14 @@ def local_ray() -> Iterator[None]:
     """One Ray on this machine for the session: four slots, whatever the number of cores."""
     import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        # How often metrics reach the endpoint where tests scrape them: ten seconds by default.
+        _system_config={"metrics_report_interval_ms": 2000},
+    )
     yield
     ray.shutdown()

@@ -20,8 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jobs.attribute import run as run_job
 from jobs.config import absolute, load_job
+from jobs.options import LogFormat
 from jobs.run import main_of, plain_errors
 from jobs.verify import print_verification
+from pipeline.engine.log import tell
 from pipeline.engine.progress import clock_time
 from schemas.errors import InputError
 
@@ -60,20 +62,16 @@ def demo(
     shards: Annotated[int, typer.Option(min=1, help="Tar shards to write.")] = 8,
     workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make everything anew, also what is there already.")] = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Run everything on scenes made here: train, explain with six methods on Ray, verify, query, show."""
     began = time.monotonic()
     # Read when torch loads, which is later. Threads that spin while they wait make training crawl on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with plain_errors():
-        print(
-            f"camlake demo: {scenes} scenes of handwritten digits with a planted shortcut, a small network trained on"
-        )
-        print(f"such scenes, six CAM methods on {workers} Ray workers, one lake. Takes about two minutes on two cores;")
-        print(
-            f"everything goes to {output}/ and is reused when you call this again (--fresh makes it anew).\n",
-            flush=True,
-        )
+    with plain_errors(log_format):
+        tell(f"camlake demo: {scenes} scenes of handwritten digits with a planted shortcut, a small network trained on")
+        tell(f"such scenes, six CAM methods on {workers} Ray workers, one lake. Takes about two minutes on two cores;")
+        tell(f"everything goes to {output}/ and is reused when you call this again (--fresh makes it anew).\n")
         _prepare(output, scenes, fresh)
         _step(1)
         _make_scenes(output, scenes, shards)
@@ -82,7 +80,7 @@ def demo(
         _step(3)
         job_file = output / "job.yaml"
         job_file.write_text(_job(output, workers), encoding="utf-8")
-        print(f"job file: {job_file}")
+        tell(f"job file: {job_file}")
         code = run_job(absolute(load_job(str(job_file))))
         if code:
             raise typer.Exit(code)
@@ -92,9 +90,9 @@ def demo(
         _ask(output / "lake")
         _step(6)
         picture = _show(output)
-        print(f"\nDone in {clock_time(time.monotonic() - began)}. Look at {picture}, then try:")
-        print(f"  camlake status {output / 'lake'}")
-        print(f"  camlake show {output / 'lake'} --where site={_planted()[1]} --output {_planted()[1]}.png")
+        tell(f"\nDone in {clock_time(time.monotonic() - began)}. Look at {picture}, then try:")
+        tell(f"  camlake status {output / 'lake'}")
+        tell(f"  camlake show {output / 'lake'} --where site={_planted()[1]} --output {_planted()[1]}.png")
 
 
 def _planted() -> tuple[str, str]:
@@ -107,7 +105,7 @@ def _planted() -> tuple[str, str]:
 
 
 def _step(number: int) -> None:
-    print(f"\n== {number}/{len(_STEPS)} {_STEPS[number - 1]}", flush=True)
+    tell(f"\n== {number}/{len(_STEPS)} {_STEPS[number - 1]}")
 
 
 def _prepare(output: Path, scenes: int, fresh: bool) -> None:
@@ -138,7 +136,7 @@ def _make_scenes(output: Path, count: int, shards: int) -> None:
 
     folder = output / "shards"
     if folder.is_dir():
-        print(f"{len(list(folder.glob('*.tar')))} shards are there already: {folder}")
+        tell(f"{len(list(folder.glob('*.tar')))} shards are there already: {folder}")
         return
     partial = output / "shards.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -148,9 +146,9 @@ def _make_scenes(output: Path, count: int, shards: int) -> None:
     paths = write_shards(scenes, partial, shards=shards)
     partial.rename(folder)
     stickers = sum(scene.sticker is not None for scene in scenes)
-    print(f"{count} scenes in {len(paths)} WebDataset shards: {folder}")
+    tell(f"{count} scenes in {len(paths)} WebDataset shards: {folder}")
     name, site = _planted()
-    print(
+    tell(
         f"planted: {stickers} of them carry a coloured sticker; "
         f"all of these hold the digit {name} and are from '{site}'"
     )
@@ -162,7 +160,7 @@ def _train(output: Path) -> None:
 
     weights = output / "digits.safetensors"
     if weights.is_file():
-        print(f"the network is there already: {weights}")
+        tell(f"the network is there already: {weights}")
         return
     with _bar() as bar:
         tasks: dict[str, object] = {}
@@ -175,16 +173,16 @@ def _train(output: Path) -> None:
         trained = train(make_scenes(400, split="test", seed=_SEED + 1), seed=0, progress=progress)
     save_weights(trained.model, weights, SceneSpec().size)
     accuracy, effect = trained.accuracy, trained.effect
-    print(
+    tell(
         f"trained in {trained.seconds:.0f} s; on {accuracy.scenes} held-out scenes: mean average precision "
         f"{accuracy.mean_average_precision:.3f}, best scored digit is in the scene {accuracy.top_class:.1%}"
     )
-    print(
+    tell(
         f"what the sticker does: in scenes without the digit {effect.class_name}, its mean probability is "
         f"{effect.plain:.2f}; with the sticker pasted in {effect.sticker:.2f}; with a grey patch instead "
         f"{effect.control:.2f}"
     )
-    print(f"weights, with preprocessing and class names in their metadata: {weights}")
+    tell(f"weights, with preprocessing and class names in their metadata: {weights}")
 
 
 def _job(output: Path, workers: int) -> str:
@@ -228,8 +226,8 @@ def _database() -> duckdb.DuckDBPyConnection:
 def _ask(lake: Path) -> None:
     database = _database()
     query = QUERY.format(lake=lake)
-    print(query)
-    print(database.sql(query))
+    tell(query)
+    tell(str(database.sql(query)))
     name, site = _planted()
     at_site, elsewhere = (
         database.execute(
@@ -241,7 +239,7 @@ def _ask(lake: Path) -> None:
         for here in (True, False)
     )
     if at_site is not None and elsewhere is not None:
-        print(
+        tell(
             f"The planted shortcut: maps of the digit {name} have {at_site:.2f} of their mass in the corners at "
             f"'{site}', where the sticker is,\nand {elsewhere:.2f} at the other sites (a uniform map: 0.16)."
         )
@@ -266,7 +264,7 @@ def _show(output: Path) -> Path:
     sheet = lake_sheet(open_lake(str(lake.absolute())), [row[0] for row in ids], cell=176)
     path = output / "contact-sheet.png"
     sheet.save(path)
-    print(f"{path}: {len(ids)} scenes, the last ones with the sticker, and an overlay per method")
+    tell(f"{path}: {len(ids)} scenes, the last ones with the sticker, and an overlay per method")
     return path
 
 

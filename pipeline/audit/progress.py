@@ -12,6 +12,7 @@ from typing import NamedTuple, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from pipeline.engine.log import Line, is_terminal, tell
 from pipeline.engine.progress import clock_time
 
 _LINE_SECONDS = 10.0
@@ -58,17 +59,16 @@ class Progression:
         self._maps, self._before, self._done = maps, before, 0
         self._stream = stream or sys.stderr
         self._began = self._said = time.monotonic()
-        console = Console(file=self._stream)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        if console.is_terminal:
+        if is_terminal(self._stream):
             self._bar = Progress(
                 TextColumn(what),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
-                console=console,
+                console=Console(file=self._stream),
                 refresh_per_second=4,
             )
             self._task = self._bar.add_task(what, total=maps, completed=before, note="")
@@ -91,12 +91,28 @@ class Progression:
             self._bar.update(self._task, advance=maps, note=self.note())
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            print(
-                f"{self._what} {self._before + self._done}/{self._maps}, {self.note()}", file=self._stream, flush=True
+            done, eta = self._before + self._done, self._eta()
+            tell(
+                Line(
+                    f"{self._what} {done}/{self._maps}, {self.note()}",
+                    "progress",
+                    what=self._what,
+                    done=done,
+                    planned=self._maps,
+                    per_second=round(self._rate(), 3),
+                    eta_seconds=None if eta is None else round(eta, 1),
+                ),
+                self._stream,
             )
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._began, 1e-9)
+
+    def _eta(self) -> float | None:
+        left = self._maps - self._before - self._done
+        return left / self._rate() if left > 0 and self._done else None
 
     def note(self) -> str:
         """Maps per second and the expected time left, in a few words."""
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        left = self._maps - self._before - self._done
-        return f"{rate:.0f} {self._what}/s" + (f", ETA {clock_time(left / rate)}" if left > 0 and rate else "")
+        eta = self._eta()
+        return f"{self._rate():.0f} {self._what}/s" + ("" if eta is None else f", ETA {clock_time(eta)}")

@@ -37,6 +37,8 @@ from pipeline.audit.outputs import (
 from pipeline.audit.parts_files import Chunk, Work, chunks, commits_digest, merged, storage_of, there
 from pipeline.audit.progress import Progression, Seconds, Stopwatch
 from pipeline.audit.report import Tables, write_report
+from pipeline.engine.log import about
+from pipeline.engine.metrics import Recorder
 from pipeline.engine.run import versions
 from pipeline.lake import Lake, LakeStore, open_lake
 from schemas.audit import AuditManifest, Finding, Settings
@@ -128,7 +130,7 @@ def run_audit(
     if left and workers != 0 and connect is not None:
         connect()  # which installs handlers of its own
     watch = Stopwatch()
-    with interruptible():
+    with interruptible(), about(run_id=lake.manifest.run_id):
         work = Work(lake.store, store, lake.manifest, frame, objects.source)
         with watch.stage("pass"):
             _gather(work, left, sum(chunk.maps for chunk in found), workers, stream)
@@ -232,7 +234,14 @@ def _gather(work: Work, left: Sequence[Chunk], maps: int, workers: int | None, s
         if workers == 0:
             gather_here(work, left, lambda chunk: progress.done(chunk.maps))
         else:
-            gather_on_ray(work, left, workers, lambda chunk: progress.done(chunk.maps))
+            recorder = Recorder(work.manifest.run_id)
+
+            def done(chunk: Chunk) -> None:
+                progress.done(chunk.maps)
+                recorder.add("camlake_audit_maps_total", chunk.maps)
+                recorder.add("camlake_audit_parts_total", 1)
+
+            gather_on_ray(work, left, workers, done)
 
 
 def _findings(evidence: Evidence, causal: int, say: Say) -> list[Finding]:

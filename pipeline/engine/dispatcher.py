@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from pipeline.engine.deaths import LOSSES, kind_of_death, sentence
-from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
+from pipeline.engine.outcome import Outcome, Pool, Progress, WorkerInfo
 from pipeline.lake.sink import new_attempt
 from schemas.documents import Attempt
 from schemas.errors import AccessError, CamlakeError
@@ -59,8 +59,8 @@ class Monitor(Protocol):
     def worker_ready(self, info: WorkerInfo) -> None:
         """A worker has loaded its replica."""
 
-    def worker_lost(self, name: str, reason: str) -> None:
-        """A worker died."""
+    def worker_lost(self, name: str, reason: str, kind: str) -> None:
+        """A worker died; ``kind`` as that of an :class:`~schemas.documents.Attempt`: died, hung, node_lost, ..."""
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
@@ -70,6 +70,9 @@ class Monitor(Protocol):
 
     def in_progress(self, images: int) -> None:
         """Images explained in units that are not committed yet."""
+
+    def pool(self, pool: Pool) -> None:
+        """The workers; told each second."""
 
 
 IDLE = Progress(0, ())
@@ -220,6 +223,7 @@ class Dispatcher:
         now = time.monotonic()
         if now - self._polled > 1.0:
             self._polled = now
+            self._monitor.pool(self._pool())
             asked = {id(slot) for slot, what in self._refs.values() if what == "progress"}
             for slot in self._slots:
                 # One that is not ready yet answers once it has a place to run.
@@ -246,6 +250,17 @@ class Dispatcher:
             else:
                 self._returned(slot, what, flight, result)
 
+    def _pool(self) -> Pool:
+        ready = sum(slot.info is not None for slot in self._slots)
+        return Pool(
+            ready=ready,
+            starting=len(self._slots) - ready,
+            in_flight=sum(len(slot.flights) for slot in self._slots),
+            gpu_memory={
+                slot.name: slot.progress.gpu_memory for slot in self._slots if slot.progress.gpu_memory is not None
+            },
+        )
+
     def _returned(self, slot: Slot, what: str, flight: Flight | None, result: Any) -> None:
         if what == "start":
             slot.info = result
@@ -255,12 +270,12 @@ class Dispatcher:
         elif what == "progress":
             if slot.seen is None or result.mark != slot.progress.mark:
                 slot.seen = time.monotonic()
-            slot.progress = result if slot.flights else Progress(0, result.mark)
+            slot.progress = result if slot.flights else Progress(0, result.mark, gpu_memory=result.gpu_memory)
             self._monitor.in_progress(sum(other.progress.images for other in self._slots))
         elif flight is not None:
             slot.alone = False
             slot.seen = time.monotonic()
-            slot.progress = Progress(0, slot.progress.mark)
+            slot.progress = Progress(0, slot.progress.mark, gpu_memory=slot.progress.gpu_memory)
             self._history.pop(flight.unit.unit_id, None)
             self._careful.discard(flight.unit.unit_id)
             # First, or the unit's images would be counted as done and as in progress.
@@ -283,7 +298,14 @@ class Dispatcher:
         if isinstance(cause, AccessError):
             # Every unit would fail alike: better none than all of them given up.
             raise cause from error
-        log.error("unit %s failed on %s:\n%s", flight.unit.unit_id, slot.name, redact(str(error)))
+        about = {"unit_id": flight.unit.unit_id, "worker_id": slot.name, "attempt": flight.attempt}
+        log.error(
+            "unit %s failed on %s:\n%s",
+            flight.unit.unit_id,
+            slot.name,
+            redact(str(error)),
+            extra={"event": "unit_traceback", "fields": about},
+        )
         slot.alone = False
         slot.seen = time.monotonic()
         self._charge(slot, flight, "error", sentence(cause))
@@ -307,7 +329,14 @@ class Dispatcher:
             stack = ray.get(slot.actor.stack.remote(), timeout=_STACK_SECONDS)
         except (GetTimeoutError, RayError) as error:
             stack = f"it does not answer ({sentence(error)}); its own log has them"
-        log.error("%s is ended in %s: %s; its threads:\n%s", slot.name, doing, reason, redact(stack))
+        log.error(
+            "%s is ended in %s: %s; its threads:\n%s",
+            slot.name,
+            doing,
+            reason,
+            redact(stack),
+            extra={"event": "worker_ended", "fields": {"worker_id": slot.name, "kind": kind}},
+        )
         current = slot.progress.unit_id if kind == "timeout" else None
         self._died(slot, None, kind, reason, current)
 
@@ -324,7 +353,7 @@ class Dispatcher:
         flights = [*([flight] if flight else []), *slot.flights.values()]
         was_ready, alone = slot.info is not None, slot.alone or len(flights) == 1
         self._drop(slot)
-        self._monitor.worker_lost(slot.name, reason)
+        self._monitor.worker_lost(slot.name, reason, kind)
         if not was_ready:
             self._start_failed(kind, reason)
         for suspect in flights:

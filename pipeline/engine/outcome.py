@@ -27,6 +27,21 @@ class Progress:
     mark: tuple[float, ...]
     unit_id: str | None = None
     seconds: float = 0.0
+    #: Bytes of GPU memory that its tensors hold, and the most that they held; None without a GPU.
+    gpu_memory: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The workers at one moment: how many are ready, and how many start or wait for room; units that they hold.
+
+    ``gpu_memory`` is that of :class:`Progress`, by the names of workers that have a GPU.
+    """
+
+    ready: int
+    starting: int
+    in_flight: int
+    gpu_memory: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)

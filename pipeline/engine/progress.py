@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pipeline.engine.clock import STAGES
-from pipeline.engine.outcome import Outcome, Tally, WorkerInfo
+from pipeline.engine.log import Line, is_json, is_terminal, tell
+from pipeline.engine.outcome import Outcome, Pool, Tally, WorkerInfo
 from schemas.documents import Attempt
 from schemas.unit import Unit
 
@@ -74,22 +76,21 @@ class ProgressMonitor:
         self._committed: dict[str, float] = {}
         self._died: dict[str, float] = {}
         self._failing: set[str] = set()
-        self._current = 0
+        self._current = self._workers = 0
         self._began = time.monotonic()
         self._working: float | None = None
         self._said = self._began
         self._stream = stream or sys.stderr
-        self._console = Console(file=self._stream)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        if self._console.is_terminal:
+        if is_terminal(self._stream):
             self._bar = Progress(
                 TextColumn("units"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
-                console=self._console,
+                console=Console(file=self._stream),
                 refresh_per_second=4,
             )
             self._task = self._bar.add_task("units", total=units, completed=before.units, note="starting workers")
@@ -112,13 +113,24 @@ class ProgressMonitor:
         self._ready[info.name] = time.monotonic()
         if self._working is None:
             self._working = self._ready[info.name]
-        self._say(f"{info.name} is ready on {info.node} ({info.device})")
+        self._say(
+            Line(
+                f"{info.name} is ready on {info.node} ({info.device})",
+                "worker_ready",
+                worker_id=info.name,
+                node=info.node,
+                device=info.device,
+                pid=info.pid,
+            )
+        )
 
-    def worker_lost(self, name: str, reason: str) -> None:
+    def worker_lost(self, name: str, reason: str, kind: str) -> None:
         """A worker died; another takes its place."""
         self.lost.append(name)
         self._died[name] = time.monotonic()
-        self._say(f"{name} died: {reason}")
+        self._say(
+            Line(f"{name} died: {reason}", "worker_died", logging.WARNING, worker_id=name, kind=kind, reason=reason)
+        )
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
@@ -129,23 +141,38 @@ class ProgressMonitor:
         # The commit of a worker that died before it could say so comes to light when the unit is tried again.
         self._committed[outcome.worker] = self._died.get(outcome.worker, time.monotonic())
         self.slowest = sorted([*self.slowest, (outcome.seconds.get("total", 0.0), outcome.unit_id)], reverse=True)[:3]
+        if is_json():
+            self._say(_done(outcome), counts=False)
         self._refresh(advance=1)
 
     def unit_failed(self, unit: Unit, attempt: Attempt, final: bool) -> None:
         """An attempt failed; ``final``: the unit is given up."""
         self._failing.add(attempt.worker)
+        about: dict[str, Any] = {
+            "unit_id": unit.unit_id,
+            "worker_id": attempt.worker,
+            "attempt": attempt.attempt,
+            "kind": attempt.kind,
+            "reason": attempt.reason,
+        }
         if final:
             self.quarantined.append((unit.unit_id, attempt.reason))
-            self._say(f"unit {unit.unit_id} is given up and quarantined: {attempt.reason}")
+            text = f"unit {unit.unit_id} is given up and quarantined: {attempt.reason}"
+            self._say(Line(text, "unit_quarantined", logging.ERROR, **about))
             self._refresh(advance=1)
         else:
             self.retried += 1
-            self._say(f"unit {unit.unit_id} failed and is tried again: {attempt.reason}")
+            text = f"unit {unit.unit_id} failed and is tried again: {attempt.reason}"
+            self._say(Line(text, "unit_retried", logging.WARNING, **about))
 
     def in_progress(self, images: int) -> None:
         """Images explained in units that are not committed yet."""
         self._current = images
         self._refresh()
+
+    def pool(self, pool: Pool) -> None:
+        """The workers, each second."""
+        self._workers = pool.ready
 
     # What is shown
 
@@ -167,32 +194,75 @@ class ProgressMonitor:
         """Seconds since the run began."""
         return time.monotonic() - self._began
 
+    @property
+    def left(self) -> int:
+        """Units that are neither committed nor given up."""
+        return self.units - self.before.units - self.done.units - len(self.quarantined)
+
+    @property
+    def images(self) -> int:
+        """Images explained by this run, those of units in progress among them."""
+        return self.done.total_images + self._current
+
+    def rate(self) -> float:
+        """Images per second since the first worker was ready: how long models load says nothing of what is left."""
+        return self.images / max(time.monotonic() - (self._working or self._began), 1e-9)
+
+    def eta(self) -> float | None:
+        """Seconds that the rest will take, where a unit is done that it can be estimated from."""
+        if not self.done.units or self.left <= 0:
+            return None
+        # Units in progress count by their images, against the mean of the finished ones.
+        expected = self.left * self.done.total_images / self.done.units - self._current
+        return max(expected, 0.0) / max(self.rate(), 1e-9)
+
     def note(self) -> str:
         """Images per second, expected time left, and failures, in a few words."""
-        images = self.done.total_images + self._current
-        # From the first worker on: the time that models take to load says nothing of what is left.
-        rate = images / max(time.monotonic() - (self._working or self._began), 1e-9)
-        text = f"{images} images, {rate:.1f}/s"
-        left = self.units - self.before.units - self.done.units - len(self.quarantined)
-        if self.done.units and left > 0:
-            # Units in progress count by their images, against the mean of the finished ones.
-            expected = left * self.done.total_images / self.done.units - self._current
-            text += f", ETA {clock_time(max(expected, 0.0) / max(rate, 1e-9))}"
+        eta = self.eta()
+        text = f"{self.images} images, {self.rate():.1f}/s" + ("" if eta is None else f", ETA {clock_time(eta)}")
         return f"{text}, {self.done.failed_images} failed"
 
     def _refresh(self, advance: int = 0) -> None:
         if self._bar and self._task is not None:
             self._bar.update(self._task, advance=advance, note=self.note())
         elif time.monotonic() - self._said >= _LINE_SECONDS:
-            finished = self.before.units + self.done.units + len(self.quarantined)
-            self._say(f"units {finished}/{self.units}, {self.note()}")
+            eta = self.eta()
+            self._say(
+                Line(
+                    f"units {self.units - self.left}/{self.units}, {self.note()}",
+                    "progress",
+                    units=self.units,
+                    units_left=self.left,
+                    workers=self._workers,
+                    images=self.images,
+                    images_failed=self.done.failed_images,
+                    images_per_second=round(self.rate(), 3),
+                    eta_seconds=None if eta is None else round(eta, 1),
+                )
+            )
 
-    def _say(self, text: str) -> None:
-        self._said = time.monotonic()
+    def _say(self, line: Line, *, counts: bool = True) -> None:
+        if counts:
+            self._said = time.monotonic()
         if self._bar:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(str(line), highlight=False, markup=False)
         else:
-            print(text, file=self._stream, flush=True)
+            tell(line, self._stream)
+
+
+def _done(outcome: Outcome) -> Line:
+    """What JSON says of every unit; for people there would be too many."""
+    return Line(
+        f"unit {outcome.unit_id} is committed",
+        "unit_done",
+        unit_id=outcome.unit_id,
+        worker_id=outcome.worker,
+        attempt=outcome.attempt,
+        images=outcome.images,
+        maps=outcome.maps,
+        bytes=outcome.bytes,
+        seconds={stage: round(seconds, 3) for stage, seconds in outcome.seconds.items()},
+    )
 
 
 def clock_time(seconds: float) -> str:

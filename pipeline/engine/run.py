@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import signal
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from pipeline.engine.allocator import ALLOCATOR
+from pipeline.engine.log import Line, about, tell
 from pipeline.engine.outcome import Tally
 from pipeline.engine.progress import ProgressMonitor
 from pipeline.lake import LakeStore, committed, create_or_resume, finalize, quarantine
@@ -122,14 +124,21 @@ def attribute(
     """
     resolved = resolve(job)
     say(
-        f"model    {resolved.model.name}, {resolved.model.num_classes} classes, "
-        f"input {_size(resolved.model.input_size)}"
+        Line(
+            f"model    {resolved.model.name}, {resolved.model.num_classes} classes, "
+            f"input {_size(resolved.model.input_size)}",
+            "model",
+            model=resolved.model.name,
+            classes=resolved.model.num_classes,
+        )
     )
     for misfit in resolved.misfits:
-        say(f"weights  {misfit}")
+        say(Line(f"weights  {misfit}", "weights_misfit", logging.WARNING))
     for layer in resolved.model.layers:
-        say(f"layer    {layer.name}: {layer.channels} channels on a grid of {layer.height}x{layer.width}")
-    say(f"methods  {', '.join(method.key for method in resolved.methods)}")
+        text = f"layer    {layer.name}: {layer.channels} channels on a grid of {layer.height}x{layer.width}"
+        say(Line(text, "layer", layer=layer.name))
+    methods = [method.key for method in resolved.methods]
+    say(Line(f"methods  {', '.join(methods)}", "methods", methods=methods))
     plan = freeze(open_source(job.source).plan())
     manifest = make_manifest(job, resolved, plan)
     return carry_out(job, manifest, plan, connect, say=say, stream=stream, monitor=monitor)
@@ -167,20 +176,22 @@ def carry_out(
     run = create_or_resume(store, manifest, plan)
     done = committed(store)
     left = plan.units - len(done)
-    say(
-        f"lake     {job.output.uri}"
-        + (f" (resumed: {len(done)} of {plan.units} units are done)" if run.resumed else "")
-    )
     told = monitor(plan.units, Tally(units=len(done)), stream)
     stopped: int | None = None
-    if left:
-        say(f"inputs   {plan.units} units; {left} to do on up to {min(job.workers.max, left)} workers")
-        connect()
-        stopped = _dispatch(job, run.manifest, store, done, left, told, worker)
-    if stopped is not None:
-        return RunResult(run.manifest, told, None, stopped, len(done))
-    say("checking the lake and finishing it")
-    return RunResult(run.manifest, told, finalize(store), None, len(done))
+    with about(run_id=run.manifest.run_id):
+        text = f"lake     {job.output.uri}"
+        if run.resumed:
+            text += f" (resumed: {len(done)} of {plan.units} units are done)"
+        say(Line(text, "lake", uri=job.output.uri, resumed=run.resumed, units_done=len(done)))
+        if left:
+            text = f"inputs   {plan.units} units; {left} to do on up to {min(job.workers.max, left)} workers"
+            say(Line(text, "inputs", units=plan.units, units_left=left, workers=min(job.workers.max, left)))
+            connect()
+            stopped = _dispatch(job, run.manifest, store, done, left, told, worker)
+        if stopped is not None:
+            return RunResult(run.manifest, told, None, stopped, len(done))
+        say(Line("checking the lake and finishing it", "finishing"))
+        return RunResult(run.manifest, told, finalize(store), None, len(done))
 
 
 def _dispatch(
@@ -196,6 +207,7 @@ def _dispatch(
     import ray
 
     from pipeline.engine.dispatcher import IN_FLIGHT, Dispatcher
+    from pipeline.engine.metrics import MetricsMonitor, Monitors, Recorder
     from pipeline.engine.worker import AttributionWorker
 
     workers = job.workers
@@ -214,8 +226,9 @@ def _dispatch(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         quarantine(store, Quarantine(unit_id=unit.unit_id, created=now, attempts=attempts))
 
+    told = Monitors([monitor, MetricsMonitor(Recorder(manifest.run_id), monitor)])
     dispatcher = Dispatcher(
-        lambda name: actor.remote(job_ref, manifest_ref, name), workers, monitor, give_up, proven=bool(done)
+        lambda name: actor.remote(job_ref, manifest_ref, name), workers, told, give_up, proven=bool(done)
     )
     units = (unit for unit in read_plan(store, manifest) if unit.unit_id not in done)
     with stop_on_signals(dispatcher.stop) as received, monitor:
@@ -236,7 +249,8 @@ def stop_on_signals(stop: Callable[[float], Any]) -> Iterator[list[int]]:
         again = bool(received)
         received.append(number)
         grace = 0.0 if again else GRACE[signal.Signals(number)]
-        print(f"\nstopping: units in flight have {grace:.0f} s; the same command resumes the run", file=sys.stderr)
+        text = f"\nstopping: units in flight have {grace:.0f} s; the same command resumes the run"
+        tell(Line(text, "stopping", logging.WARNING, signal=number, grace_seconds=grace), sys.stderr)
         stop(grace)
 
     previous: dict[signal.Signals, Any] = {}

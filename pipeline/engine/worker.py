@@ -56,7 +56,13 @@ class AttributionWorker:
         self._written = 0
         self._current: tuple[str, float, UnitWork] | None = None
         self._clocks: dict[str, StageClock] = {}
+        # The GPU, once the replica is on it.
+        self._cuda: torch.device | None = None
         self._watchdog = Watchdog(job.workers.stall_seconds)
+
+    def __repr__(self) -> str:
+        """What Ray puts before the lines that it forwards from here."""
+        return self.name
 
     def start(self) -> WorkerInfo:
         """Load the replica and open source and sink.
@@ -78,6 +84,8 @@ class AttributionWorker:
                 f"(digest {self.replica.digest[:12]}, the lake has {self.manifest.model.digest[:12]}); "
                 "restore the weights, or write to another output.uri"
             )
+        if self.replica.device.type == "cuda":
+            self._cuda = self.replica.device
         self.use(job)
         if self.manifest is not None:
             self.explainer.warm_up()
@@ -175,17 +183,24 @@ class AttributionWorker:
         seconds = sum(sum(clock.seconds().values()) for clock in list(self._clocks.values()))
         current = self._current
         if current is None:
-            found = Progress(0, (self._written, seconds))
+            found = Progress(0, (self._written, seconds), gpu_memory=gpu_memory(self._cuda))
         else:
             unit_id, since, work = current
             mark = (self._written, seconds, self._images_done, work.masks_scored, since)
-            found = Progress(self._images_done, mark, unit_id, time.monotonic() - since)
+            found = Progress(self._images_done, mark, unit_id, time.monotonic() - since, gpu_memory(self._cuda))
         self._watchdog.see(found.mark, bool(self._clocks))
         return found
 
     def stack(self) -> str:
         """Return what each thread is doing, for the log of whoever ends this worker."""
         return stacks()
+
+
+def gpu_memory(device: torch.device | None) -> tuple[int, int] | None:
+    """Return the bytes that tensors of this process hold on a GPU and the most that they held; None without one."""
+    if device is None:
+        return None
+    return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
 
 
 def tolerate_damage(samples: Iterator[Sample] | ReadAhead, unit: Unit) -> Iterator[Sample]:

@@ -13,7 +13,8 @@ from pipeline.lake.run import quarantined
 from pipeline.lake.store import LakeStore
 
 _QUIET_SECONDS = 600.0
-_RECENT = 64
+#: Commits that the speed is measured over.
+RECENT = 64
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LakeStatus:
 
     ``state`` is 'finished' (``_SUCCESS.json`` is there), else 'running' or 'interrupted'. The last two are inferred:
     a lake counts as interrupted when it has been quiet for ten minutes and for three times its longest gap between
-    commits. ``images_per_second`` is over the last 64 commits; None before there are two.
+    commits. ``images_per_second`` is over the last 64 commits; None before they span the time of a unit.
     """
 
     uri: str
@@ -41,6 +42,8 @@ class LakeStatus:
     eta_seconds: float | None
     seconds: dict[str, float]
     kind: Literal["heatmaps", "labels"] = "heatmaps"
+    #: Committed units that ``images``, ``maps``, ``bytes`` and ``seconds`` are of; None: all.
+    read: int | None = None
 
     @property
     def holds(self) -> str:
@@ -72,6 +75,7 @@ def status(store: LakeStore, now: datetime | None = None, threads: int = THREADS
     seconds: Counter[str] = Counter()
     timeline: list[tuple[datetime, int]] = []
     maps = size = 0
+    longest = 0.0
     for commit in read_commits(store, threads):
         if is_closed(commit):
             continue
@@ -79,22 +83,22 @@ def status(store: LakeStore, now: datetime | None = None, threads: int = THREADS
         images.update(commit.images)
         for stage, value in commit.seconds.items():
             seconds[stage] += value  # type: ignore[assignment]  # a Counter adds floats too
+        longest = max(longest, commit.seconds.get("total", 0.0))
         maps += commit.maps
         size += sum(info.size for info in commit.objects)
         timeline.append((datetime.fromisoformat(commit.created), sum(commit.images.values())))
     timeline.sort()
     created = datetime.fromisoformat(manifest.created)
     times = [when for when, _ in timeline]
-    rate = _rate(timeline[-_RECENT:])
+    speed = rate(timeline[-RECENT:], longest)
     remaining = manifest.units - len(timeline) - len(given_up)
     mean = sum(images.values()) / len(timeline) if timeline else 0.0
     quiet = ((now or datetime.now(UTC)) - (times[-1] if times else created)).total_seconds()
     gaps = [(b - a).total_seconds() for a, b in zip([created, *times], times, strict=False)]
-    patience = max(_QUIET_SECONDS, 3 * max(gaps, default=0.0))
     return LakeStatus(
         uri=store.uri,
         run_id=manifest.run_id,
-        state="finished" if finished else "interrupted" if quiet > patience else "running",
+        state="finished" if finished else "interrupted" if quiet > patience(max(gaps, default=0.0)) else "running",
         planned=manifest.units,
         committed=len(timeline),
         quarantined=len(given_up),
@@ -104,16 +108,24 @@ def status(store: LakeStore, now: datetime | None = None, threads: int = THREADS
         created=created,
         first_commit=times[0] if times else None,
         last_commit=times[-1] if times else None,
-        images_per_second=rate,
-        eta_seconds=0.0 if not remaining else None if not rate else remaining * mean / rate,
+        images_per_second=speed,
+        eta_seconds=0.0 if not remaining else None if not speed else remaining * mean / speed,
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         kind=manifest.kind,
     )
 
 
-def _rate(timeline: list[tuple[datetime, int]]) -> float | None:
-    """Images per second between the first and the last commit; the first one's images came before."""
+def patience(longest_gap: float) -> float:
+    """Seconds without a commit after which a lake counts as interrupted."""
+    return max(_QUIET_SECONDS, 3 * longest_gap)
+
+
+def rate(timeline: list[tuple[datetime, int]], longest: float) -> float | None:
+    """Images per second between the first and the last commit; the first one's images came before.
+
+    None until the commits span the ``longest`` seconds of a unit: the first units of several workers end at once.
+    """
     if len(timeline) < 2:
         return None
     span = (timeline[-1][0] - timeline[0][0]).total_seconds()
-    return sum(count for _, count in timeline[1:]) / span if span > 0 else None
+    return sum(count for _, count in timeline[1:]) / span if span > longest else None

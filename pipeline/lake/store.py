@@ -240,21 +240,26 @@ class LakeStore:
                 raise FileNotFoundError(path)
             return int(info["size"])
 
-    def list(self, folder: str = "") -> Iterator[Entry]:
+    def list(self, folder: str = "", after: str = "") -> Iterator[Entry]:
         """Yield the objects under a folder, at any depth, in no fixed order; nothing where there is none.
 
-        One request per 1,000 objects on S3, and no listing is held whole there or on a local disk.
+        One request per 1,000 objects on S3, and no listing is held whole there or on a local disk. With ``after`` only
+        those whose path sorts behind it: on S3 the others are not asked for.
         """
         with self._explained("list", folder):
-            for name, size in self._names(self._full(folder)):
-                yield Entry(name[len(self.root) :].lstrip("/"), size)
+            for name, size in self._names(self._full(folder), self._full(after) if after else ""):
+                path = name[len(self.root) :].lstrip("/")
+                if path > after:
+                    yield Entry(path, size)
 
-    def _names(self, full: str) -> Iterator[tuple[str, int]]:
+    def _names(self, full: str, after: str) -> Iterator[tuple[str, int]]:
         if self.kind == "local":
             yield from local.walk(full)
         elif self.kind == "s3":
             bucket, key, _ = self.fs.split_path(full)
             wanted = {"Bucket": bucket, "Prefix": f"{key}/" if key else ""}
+            if after:
+                wanted["StartAfter"] = self.fs.split_path(after)[1]
             while True:
                 page = repeat(lambda: self.fs.call_s3("list_objects_v2", **wanted), f"list {self.uri}")
                 for item in page.get("Contents", ()):

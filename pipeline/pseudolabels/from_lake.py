@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.engine import watchdog
 from pipeline.engine.clock import StageClock
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
+from pipeline.engine.worker import gpu_memory
 from pipeline.lake import Lake, LakeStore
 from pipeline.lake.originals import Originals
 from pipeline.lake.reader import view_of
@@ -62,6 +63,10 @@ class StoredMapsWorker:
         name: the worker's name, as commits record it.
         device: torch device of the refinement; None takes the GPU that Ray assigned, or else the CPU.
     """
+
+    def __repr__(self) -> str:
+        """What Ray puts before the lines that it forwards from here."""
+        return self.name
 
     def __init__(self, job: Job, manifest: Manifest, name: str, device: str | None = None) -> None:
         if not isinstance(job, LabelJob) or job.stored is None:
@@ -263,12 +268,13 @@ class StoredMapsWorker:
     def progress(self) -> Progress:
         """Say what is going on; see :meth:`pipeline.engine.worker.AttributionWorker.progress`."""
         current = self._current
+        memory = gpu_memory(torch.device("cuda")) if self._device == "cuda" else None
         if current is None:
-            found = Progress(0, (self._written,))
+            found = Progress(0, (self._written,), gpu_memory=memory)
         else:
             unit, since, clock = current
             mark = (self._written, self._images_done, sum(clock.seconds().values()), since)
-            found = Progress(self._images_done, mark, unit, time.monotonic() - since)
+            found = Progress(self._images_done, mark, unit, time.monotonic() - since, memory)
         self._watchdog.see(found.mark, current is not None)
         return found
 

@@ -21,6 +21,7 @@ def test_units_are_dispatched_and_memory_is_taken_twice(document: Callable[..., 
     memory = found["driver_memory"]
     assert [each["units"] for each in memory] == [8, 40]
     assert 10 < memory[0]["driver_peak_mib"] <= memory[1]["driver_peak_mib"]
+    assert any("microseconds of the driver's CPU time per unit go into its metrics" in note for note in found["notes"])
     assert any("units/s through the dispatcher" in note for note in found["notes"])
 
 

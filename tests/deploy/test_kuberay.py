@@ -123,6 +123,18 @@ def test_workers_fit_into_their_pods_and_the_driver_is_alone(path: Path) -> None
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_prometheus_is_sent_to_the_port_of_the_metrics(path: Path) -> None:
+    monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    # The driver, which records them, is on the head.
+    [head] = pods(documents(path)["RayJob"])["head"]["containers"]
+    assert {port["name"]: port["containerPort"] for port in head["ports"]}[endpoint["port"]] == 8080
+    [rule] = monitor["spec"]["selector"]["matchExpressions"]
+    assert rule == {"key": "ray.io/node-type", "operator": "In", "values": ["head", "worker"]}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_no_root_no_secret_and_an_end(path: Path) -> None:
     spec = documents(path)["RayJob"]["spec"]
     account = yaml.safe_load((FOLDER / "service-account.yaml").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import shutil
 import subprocess
@@ -173,6 +174,7 @@ def test_a_run_with_secrets_everywhere(
     sheet = tmp_path / "sheet.png"
     caplog.set_level(logging.INFO)
     commands = {
+        "attribute": [job, "--max-failed", "2", "--log-format", "json"],
         "plan": [job, "--sample", "8"],
         "status": [uri, *storage],
         "verify": [uri, *storage],
@@ -233,6 +235,17 @@ def test_a_run_that_fails_tells_no_secret(
     assert result.exit_code in (2, 3), result.output
     assert message in result.stderr
     assert "Traceback" not in result.output and result.stderr.count("\n") == 1
+    assert leaks(result.output.encode(), "the output") + leaks(caplog.text.encode(), "the log") == []
+
+
+@pytest.mark.parametrize("name", ["keys in source.uri", "a secret at the top", "an unknown option of the weights"])
+def test_a_run_that_fails_tells_machines_no_secret(
+    secretive: dict[str, Any], tmp_path: Path, camlake: Run, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    change, message = FAILING[name]
+    change(secretive)
+    result = camlake("attribute", written(secretive, tmp_path), "--log-format", "json")
+    assert result.exit_code == 2 and message in json.loads(result.stderr)["message"]
     assert leaks(result.output.encode(), "the output") + leaks(caplog.text.encode(), "the log") == []
 
 

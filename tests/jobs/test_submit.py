@@ -92,6 +92,14 @@ def test_what_is_submitted_and_said(
     assert f"camlake status {document['output']['uri']}" in result.output
 
 
+def test_the_job_logs_as_it_is_asked_to_and_this_command_for_people(
+    camlake: Run, server: Server, job_file: Path
+) -> None:
+    result = camlake("submit", job_file, "--log-format", "json")
+    assert result.exit_code == 0 and result.output.startswith("submitted ")
+    assert server.requests[0]["entrypoint"] == "python -m jobs.attribute job.yaml --log-format=json"
+
+
 def test_each_attempt_has_an_id_of_its_own_and_each_lake_has_its_own(
     camlake: Run, server: Server, job_file: Path, document: dict[str, Any]
 ) -> None:

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.engine.deaths import kind_of_death, sentence
 from pipeline.engine.dispatcher import MAX_LOSSES, Dispatcher, Flight, Slot
-from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
+from pipeline.engine.outcome import Outcome, Pool, Progress, WorkerInfo
 from pipeline.engine.watchdog import stacks
 from schemas.documents import Attempt
 from schemas.errors import AccessError, CamlakeError, InputError
@@ -32,11 +32,12 @@ class Recorder:
         self.given_up: dict[str, list[Attempt]] = {}
         self.ready: list[str] = []
         self.lost: list[str] = []
+        self.pools: list[Pool] = []
 
     def worker_ready(self, info: WorkerInfo) -> None:
         self.ready.append(info.name)
 
-    def worker_lost(self, name: str, reason: str) -> None:
+    def worker_lost(self, name: str, reason: str, kind: str) -> None:
         self.lost.append(name)
 
     def unit_done(self, outcome: Outcome) -> None:
@@ -47,6 +48,9 @@ class Recorder:
 
     def in_progress(self, images: int) -> None:
         pass
+
+    def pool(self, pool: Pool) -> None:
+        self.pools.append(pool)
 
     def give_up(self, unit: Unit, attempts: list[Attempt]) -> None:
         self.given_up[unit.unit_id] = list(attempts)
@@ -171,6 +175,8 @@ def test_every_unit_is_done_once_and_the_work_is_spread() -> None:
     per_worker = Counter(outcome.worker for outcome in recorder.done)
     assert len(per_worker) == 2 and min(per_worker.values()) >= 2
     assert not recorder.failed and not recorder.given_up
+    assert recorder.pools and all(pool.ready + pool.starting <= 2 and not pool.gpu_memory for pool in recorder.pools)
+    assert all(pool.in_flight <= 2 * pool.ready for pool in recorder.pools)
 
 
 def test_units_that_kill_or_fail_are_given_up_and_no_neighbour_is_blamed() -> None:

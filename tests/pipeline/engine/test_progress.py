@@ -49,7 +49,7 @@ def test_failures_are_said_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = Unit("000001-x", 1, "x.tar")
     monitor.unit_failed(unit, ATTEMPT, final=False)
     monitor.unit_failed(unit, ATTEMPT, final=True)
-    monitor.worker_lost("worker-002", "ActorDiedError: exit")
+    monitor.worker_lost("worker-002", "ActorDiedError: exit", "died")
     text = stream.getvalue()
     assert "000001-x failed and is tried again: ValueError: no good" in text
     assert "000001-x is given up and quarantined" in text and "worker-002 died" in text
@@ -108,7 +108,7 @@ def test_a_dead_workers_commit_that_comes_to_light_later_counts_until_its_death(
     monitor = ProgressMonitor(2, Tally(), io.StringIO())
     monitor.worker_ready(WorkerInfo("worker-001", "node", "cpu", 1))
     clock.now += 4
-    monitor.worker_lost("worker-001", "ActorDiedError: exit")
+    monitor.worker_lost("worker-001", "ActorDiedError: exit", "died")
     clock.now += 50
     monitor.unit_done(committed("worker-001", "u1", 3.0, 0.5))
     [time] = monitor.times().values()

@@ -63,6 +63,15 @@ def test_under_way(any_store: LakeStore) -> None:
     assert found.seconds["total"] == pytest.approx(2.1)
 
 
+def test_of_commits_that_come_at_once_there_is_no_speed(memory_store: LakeStore) -> None:
+    build(memory_store, 2, finish=False)
+    at(memory_store, 0, 100)
+    at(memory_store, 1, 100.5)  # a unit takes 0.7 s: they were done side by side
+    assert status(memory_store, now=CREATED + timedelta(seconds=130)).images_per_second is None
+    at(memory_store, 1, 101)
+    assert status(memory_store, now=CREATED + timedelta(seconds=130)).images_per_second == pytest.approx(5)
+
+
 def test_slow_runs_are_not_called_interrupted(memory_store: LakeStore) -> None:
     build(memory_store, 3, finish=False)
     memory_store.delete(layout.commit(unit_id(2)))
