@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import Result
 
@@ -282,6 +284,33 @@ def test_a_model_of_one_size_takes_no_scales_and_sees_the_whole_image(labels: di
     assert run_inline(labels).images == {"ok": 24}
     replica = load_replica(Model.model_validate(labels["model"]))
     assert replica.preprocess.input_size == (64, 64)
+
+
+def test_plan_says_what_labels_will_cost_and_writes_nothing(
+    labels: dict[str, Any], tmp_path: Path, camlake: Callable[..., Result]
+) -> None:
+    labels["pseudo_labels"]["scales"] = [0.5, 1.5]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(labels))
+    result = camlake("plan", path, "--sample", "8")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "lake").exists()
+    said = " ".join(result.output.split())
+    assert "labels 1.0 per image of grad_cam" in said and "scales 0.5, 1.5, with mirror images" in said
+    # Two scales and their mirror images; the classes are chosen at scale 1, whose maps are not asked for.
+    assert "forwards 5.0 per image" in said and "refined by pamr" in said
+    success = run_inline(labels)
+    expected = success.bytes / 24
+    told = int(re.search(r"(\d+) bytes per image with its rows", said).group(1))  # type: ignore[union-attr]
+    # The images tables of three small units are left out.
+    assert 0.6 * expected < told < 1.1 * expected
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (40, 40)).save(pictures / name)
+    path.write_text(yaml.safe_dump(labels | {"source": {"uri": str(pictures), "format": "folder"}}))
+    refused = camlake("plan", path)
+    assert refused.exit_code == 2 and "would have the same mask" in refused.stderr
 
 
 def test_a_lake_in_a_bucket(labels: dict[str, Any], dataset: Path, s3_store: S3Store) -> None:
