@@ -23,6 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from PIL import Image
 
 from benchmarks.inputs import positive, say
 from benchmarks.label_baselines import BASELINES
+from benchmarks.label_intervals import ImageCounts, interval
 from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import LabelledSet, box_set, coco_set, scene_set
 from benchmarks.small_unet import fit_unet, segment
@@ -42,10 +44,10 @@ from pipeline.lake import LakeStore, committed, create_or_resume, finalize, new_
 from pipeline.lake.plan import freeze
 from pipeline.pseudolabels.collection import LabelLake
 from pipeline.pseudolabels.confusion import Confusion, class_results, totals
-from pipeline.pseudolabels.evaluate import Coverage, pairs_of, spread
+from pipeline.pseudolabels.evaluate import Coverage, pairs_of
 from pipeline.pseudolabels.png import decode_index
 from pipeline.pseudolabels.split import is_drawn
-from pipeline.pseudolabels.sweep import best_of
+from pipeline.pseudolabels.sweep import Sweep, best_of
 from pipeline.pseudolabels.truth import open_truth
 from pipeline.pseudolabels.tune import Candidate, Tuned, Tuner
 from pipeline.sources import open_source
@@ -61,6 +63,8 @@ SCALES: dict[str, dict[str, Any]] = {
 COUNTS = {"scenes": 300, "train": 600, "test": 200}
 FRACTION, SEED = 0.2, 0
 PLAIN = 0.15
+#: Settings of SCALES by the word of the command line.
+MAPS = dict(zip(("one", "four"), SCALES, strict=True))
 _REFINED: dict[Candidate, str] = {"stored": "none", "pamr": "pamr"}
 
 
@@ -90,11 +94,14 @@ def make_labels(data: LabelledSet, output: Path, method: Any, max_pixels: int, s
     return LabelLake(open_lake(store.uri))
 
 
-def measure(rows: Rows, data: LabelledSet, folder: Path, methods: Sequence[Any], max_pixels: int) -> None:
+def measure(
+    rows: Rows, data: LabelledSet, folder: Path, methods: Sequence[Any], max_pixels: int, maps: Sequence[str]
+) -> None:
     """Measure seeds and refined labels of all methods on a set, and the baselines."""
     for method in methods:
         name = method if isinstance(method, str) else method.get("label") or method["name"]
-        for scales, settings in SCALES.items():
+        for scales in maps:
+            settings = SCALES[scales]
             keys = {each: f"{data.name}|{name}|{scales}|{_REFINED[each]}" for each in _REFINED}
             if all(key in rows.found for key in keys.values()):
                 continue
@@ -103,9 +110,12 @@ def measure(rows: Rows, data: LabelledSet, folder: Path, methods: Sequence[Any],
             place = folder / "lakes" / f"{data.name}-{name}-{len(settings['scales'])}"
             labels = make_labels(data, place, method, max_pixels, seeds)
             seconds = time.process_time() - began
-            tuned = swept(labels, data)
+            tuned, each = swept(labels, data)
             for candidate, key in keys.items():
                 values = figures(tuned, candidate)
+                counts = ImageCounts.of([sweep[candidate].at(values["threshold"]) for sweep in each])
+                counts.save(rows.counts(key))
+                values["interval"] = interval(counts)
                 rows.add(key, images=tuned.images[1], seconds_per_image=seconds / sum(tuned.images), **values)
             shutil.rmtree(place)
     for name, baseline in BASELINES.items():
@@ -117,12 +127,17 @@ def measure(rows: Rows, data: LabelledSet, folder: Path, methods: Sequence[Any],
             rows.add(key, miou=totals(class_results(confusion.pairs, str)).miou)
 
 
-def swept(labels: LabelLake, data: LabelledSet) -> Tuned:
-    """Return all thresholds of a lake's scores, with and without PAMR, on either split."""
+def swept(labels: LabelLake, data: LabelledSet) -> tuple[Tuned, list[dict[Candidate, Sweep]]]:
+    """Return all thresholds of a lake's scores, with and without PAMR, on either split, and of each image reported."""
     truth = open_truth(str(data.truth), labels)
     tuner = Tuner(labels, truth, FRACTION, SEED, tuple(_REFINED))
-    pairs = pairs_of(labels, truth, "skip", Coverage())
-    return spread(tuner, pairs, Tuned(), workers=0, threads=1)
+    tuned, each = Tuned(), []
+    for pair in chain.from_iterable(pairs_of(labels, truth, "skip", Coverage())):
+        found = tuner([pair])
+        if found.reported_on:
+            each.append(found.reported_on)
+        tuned.merge(found)
+    return tuned, each
 
 
 def figures(tuned: Tuned, candidate: Candidate) -> dict[str, Any]:
@@ -169,27 +184,27 @@ def _shards(data: LabelledSet) -> dict[str, set[str]]:
     return _known[str(pattern)]
 
 
-def measure_training(rows: Rows, folder: Path, methods: Sequence[str], epochs: int) -> None:
-    """Train a U-Net on true masks, and on seeds and refined labels of each method at its chosen threshold."""
+def measure_training(rows: Rows, folder: Path, methods: Sequence[str], epochs: int, seeds: int) -> None:
+    """Train U-Nets on true masks, and on seeds and refined labels of each method at its chosen threshold."""
     train_set = scene_set(folder, "train", COUNTS["train"], "train", 22)
     test_set = scene_set(folder, "test", COUNTS["test"], "test", 23)
     images, masks = tensors(train_set, lambda stem: train_set.truth / f"{stem}.png")
     shown, truth = tensors(test_set, lambda stem: test_set.truth / f"{stem}.png")
 
-    def trained(key: str, labels: torch.Tensor) -> None:
+    def trained(name: str, labels: torch.Tensor, seed: int) -> None:
         quality = miou(masks, labels)
         began = time.process_time()
-        model = fit_unet(images, labels, 11, epochs=epochs, say=say)
+        model = fit_unet(images, labels, 11, epochs=epochs, seed=seed, say=say)
         seconds = time.process_time() - began
-        rows.add(key, labels=quality, network=miou(truth, segment(model, shown)), seconds=seconds)
+        rows.add(f"{name}|{seed}", labels=quality, network=miou(truth, segment(model, shown)), seconds=seconds)
 
-    if "train|true masks" not in rows.found:
-        trained("train|true masks", masks)
+    for seed in left(rows, "train|true masks", seeds):
+        trained("train|true masks", masks, seed)
     for method in methods:
         for refine in ("pamr", "none"):
-            key = f"train|{method}|{refine}"
+            name, wanted = f"train|{method}|{refine}", left(rows, f"train|{method}|{refine}", seeds)
             chosen = rows.found.get(f"scenes|{method}|four scales, mirrored|{refine}")
-            if key in rows.found or chosen is None:
+            if chosen is None or not wanted:
                 continue
             place = folder / "lakes" / f"train-{method}-{refine}"
             settings = {
@@ -200,7 +215,13 @@ def measure_training(rows: Rows, folder: Path, methods: Sequence[str], epochs: i
             }
             make_labels(train_set, place, method, 1_000_000, settings)
             labels = tensors(train_set, lambda stem, place=place: place / "masks" / "scenes-000000" / f"{stem}.png")[1]
-            trained(key, labels)
+            for seed in wanted:
+                trained(name, labels, seed)
+
+
+def left(rows: Rows, name: str, seeds: int) -> list[int]:
+    """Return the seeds that a network is not trained with yet."""
+    return [seed for seed in range(seeds) if f"{name}|{seed}" not in rows.found]
 
 
 def tensors(data: LabelledSet, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,6 +261,9 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--train-methods", nargs="+", default=["grad_cam"], help="whose labels a U-Net is trained on")
     found.add_argument("--epochs", type=positive, default=20, help="of the U-Net (default: %(default)s)")
+    found.add_argument("--seeds", type=positive, default=3, help="U-Nets per kind of labels (default: %(default)s)")
+    found.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS), help="scales of the maps (default: both)")
+    found.add_argument("--coco-images", type=positive, metavar="N", help="the first N that show a class (default: all)")
     found.add_argument("--coco", type=Path, metavar="FOLDER", help="images/, masks/ (PNG) and classes.json")
     found.add_argument("--boxes", type=Path, metavar="FOLDER", help="shard-*.tar with .jpg, .cls and .json (boxes)")
     found.add_argument("--model", default="torchvision:resnet50", help="of real images (default: %(default)s)")
@@ -258,21 +282,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     rows, folder = Rows(options.folder), options.folder.absolute()
     wanted = options.only or ("scenes", "train", "coco", "boxes")
+    maps = [MAPS[word] for word in options.maps]
     try:
         if "scenes" in wanted:
-            measure(rows, scene_set(folder, "scenes", COUNTS["scenes"], "test", 21), folder, options.methods, 1_000_000)
+            data = scene_set(folder, "scenes", COUNTS["scenes"], "test", 21)
+            measure(rows, data, folder, options.methods, 1_000_000, maps)
         if "train" in wanted:
-            measure_training(rows, folder, options.train_methods, options.epochs)
+            measure_training(rows, folder, options.train_methods, options.epochs, options.seeds)
         if options.weights and options.class_names:
             given = json.loads(options.class_names.read_text())
             names = [each if isinstance(each, str) else each["name"] for each in given]
             model = {"name": options.model, "weights": options.weights, "strict": False, "class_names": names}
             if "coco" in wanted and options.coco:
-                data = coco_set(folder, options.coco, model, names)
-                measure(rows, data, folder, options.methods, options.max_pixels)
+                data = coco_set(folder, options.coco, model, names, options.coco_images)
+                measure(rows, data, folder, options.methods, options.max_pixels, maps)
             if "boxes" in wanted and options.boxes:
                 data = box_set(folder, options.boxes, model, names)
-                measure(rows, data, folder, options.methods, options.max_pixels)
+                measure(rows, data, folder, options.methods, options.max_pixels, maps)
     except CamlakeError as error:
         print(f"label_quality: {error}", file=sys.stderr)
         return 2

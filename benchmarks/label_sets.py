@@ -88,7 +88,9 @@ def scene_set(folder: Path, name: str, count: int, split: Any, seed: int) -> Lab
     )
 
 
-def coco_set(folder: Path, images: Path, model: dict[str, Any], names: Sequence[str]) -> LabelledSet:
+def coco_set(
+    folder: Path, images: Path, model: dict[str, Any], names: Sequence[str], most: int | None = None
+) -> LabelledSet:
     """Return COCO images with masks of those classes that ImageNet has.
 
     An image is labelled with the COCO classes that its mask shows; the model explains, of the ImageNet classes that a
@@ -100,6 +102,7 @@ def coco_set(folder: Path, images: Path, model: dict[str, Any], names: Sequence[
         images: with ``images/``, ``masks/`` and ``classes.json``.
         model: as a job names it.
         names: of the model's classes.
+        most: images, the first by name; None: all.
     """
     table = {int(number): name for number, name in json.loads((images / "classes.json").read_text()).items()}
     of_imagenet = groups(names)
@@ -109,6 +112,8 @@ def coco_set(folder: Path, images: Path, model: dict[str, Any], names: Sequence[
     rows: list[dict[str, Any]] = []
     main: dict[str, tuple[Path | Bytes, int]] = {}
     for path in sorted((images / "masks").glob("*.png")):
+        if len(rows) == most:
+            break
         mask = np.asarray(Image.open(path))
         shares = {number: float((mask == number).mean()) for number in np.unique(mask).tolist() if number in known}
         shown = {number: share for number, share in shares.items() if share >= _LEAST_SHARE}

@@ -37,6 +37,12 @@ def load_label_job(uri: str, overrides: list[str] | None = None) -> LabelJob:
     return parse_label_job(load_document(uri, overrides), uri)
 
 
+def load_any_job(uri: str, overrides: list[str] | None = None) -> Job:
+    """Read a job of either kind: with a section ``pseudo_labels`` one of labels, else one of attribution."""
+    document = load_document(uri, overrides)
+    return parse_label_job(document, uri) if LABELS_SECTION in document else parse_job(document, uri)
+
+
 def load_document(uri: str | None, overrides: list[str] | None = None) -> dict[str, Any]:
     """Read a job file without validating it; without a URI an empty one, to which the overrides are applied.
 

@@ -11,27 +11,38 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from jobs.config import absolute, load_job
+from jobs.config import absolute, load_any_job
 from jobs.run import main_of, plain_errors
 from pipeline.engine.clock import StageClock
 from pipeline.engine.progress import clock_time, megabytes
 from pipeline.engine.targets import in_words
 from pipeline.engine.worker import AttributionWorker
 from pipeline.lake import arrays
+from pipeline.lake.sink import UnitResult
+from pipeline.pseudolabels.names import check_plan
+from pipeline.pseudolabels.result import LabelResult
+from pipeline.sources import open_source
 from pipeline.sources.base import Sample
 from schemas.errors import InputError
 from schemas.job import Job
+from schemas.label_job import LabelJob
 from schemas.unit import Unit
 
 #: A single image that takes longer is sample enough.
 _LONG_SECONDS = 5.0
-#: Bytes of a row of the maps table, compressed.
+#: Bytes of a row of the maps table, compressed; of the labels table without its run-length code.
 _ROW_BYTES = 60
+#: Stages in which a worker does nothing else, of labels more than one.
+_COMPUTE = ("compute", "refine", "write")
+_FORWARDS = {"map": "clean, noised and masked", "label": "scales, mirror images, noised and masked"}
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a few images of the first unit told. Times in seconds, sizes in bytes."""
+    """What a few images of the first unit told. Times in seconds, sizes in bytes.
+
+    ``maps`` are rows of the maps table, or of the labels table.
+    """
 
     images: int
     explained: int
@@ -63,10 +74,12 @@ def plan(
 ) -> None:
     """Check a job and print what it will cost: units, images, forwards, hours, bytes. Writes nothing.
 
+    With a section pseudo_labels it is a job of labels, as 'camlake pseudo-labels' runs it.
+
     Exit codes: 0 the job can run; 2 wrong input.
     """
     with plain_errors():
-        estimate(absolute(load_job(job_file, overrides)), sample)
+        estimate(absolute(load_any_job(job_file, overrides)), sample)
 
 
 def estimate(job: Job, sample: int) -> None:
@@ -74,6 +87,8 @@ def estimate(job: Job, sample: int) -> None:
     on_gpu = job.workers.gpus > 0 and torch.cuda.is_available()
     worker = AttributionWorker(job, None, "plan", device="cuda" if on_gpu else "cpu")
     worker.start()
+    if isinstance(job, LabelJob):
+        check_plan(lambda: open_source(job.source).plan(), job.source)
     units = worker.source.plan()
     first = next(units, None)
     if first is None:
@@ -97,10 +112,11 @@ def estimate(job: Job, sample: int) -> None:
             "look at source.format, source.label and the files"
         )
     each = measured.maps / measured.explained
-    print(f"maps      {each:.1f} per image of {', '.join(sorted({method.key for method in job.methods}))}")
-    print(
-        f"forwards  {measured.forwards / measured.explained:.1f} per image (clean, noised and masked; padding counted)"
-    )
+    row = "label" if isinstance(job, LabelJob) else "map"
+    print(f"{row + 's':9s} {each:.1f} per image of {', '.join(sorted({method.key for method in job.methods}))}")
+    if isinstance(job, LabelJob):
+        print(f"from      {how_made(job)}")
+    print(f"forwards  {measured.forwards / measured.explained:.1f} per image ({_FORWARDS[row]}; padding counted)")
     seconds = max(measured.compute_seconds, measured.read_decode_seconds / job.compute.decode_threads)
     per_image = seconds / measured.explained
     hours = images * per_image / 3600
@@ -114,10 +130,20 @@ def estimate(job: Job, sample: int) -> None:
     if job.workers.gpus > 0 and not on_gpu:
         print("note      timed on the CPU, as no GPU is here; GPU workers will be many times faster")
     total = images * measured.map_bytes / measured.explained
-    print(
-        f"output    about {round(images * each)} maps, {megabytes(total)} in {job.output.uri} "
-        f"({measured.map_bytes / max(measured.maps, 1):.0f} bytes per map with its row)"
-    )
+    if isinstance(job, LabelJob):
+        size = f"{measured.map_bytes / measured.explained:.0f} bytes per image with its rows"
+    else:
+        size = f"{measured.map_bytes / max(measured.maps, 1):.0f} bytes per map with its row"
+    print(f"output    about {round(images * each)} {row}s, {megabytes(total)} in {job.output.uri} ({size})")
+
+
+def how_made(job: LabelJob) -> str:
+    """Say in words what labels are made of."""
+    settings = job.pseudo_labels
+    scales = ", ".join(f"{scale:g}" for scale in settings.scales)
+    mirrored = "with mirror images" if settings.flip else "without mirror images"
+    refined = "not refined" if settings.refine.method == "none" else f"refined by {settings.refine.method}"
+    return f"scales {scales}, {mirrored}; background rule {settings.background.rule}; {refined}"
 
 
 def _images(totals: Totals, measured: Sampled, sample: int) -> int:
@@ -149,19 +175,16 @@ def _explain(job: Job, worker: AttributionWorker, unit: Unit, count: int) -> Sam
     samples = list(islice(_timed(worker.source.read(unit), clock), count))
     encoded = sum(len(sample.data or b"") for sample in samples)
     hook = worker.replica.model.register_forward_pre_hook(counted)
+    work = worker.explainer.unit()
     try:
-        work = worker.explainer.unit()
         work.add_all(worker.prepared(iter(samples), clock), clock)
+        result = work.result(unit.unit_id, "plan", "plan", {})
+        number, stored = _stored(job, result)
     finally:
         hook.remove()
-    result = work.result(unit.unit_id, "plan", "plan", {})
+        work.close()
     statuses = Counter(str(row["status"]) for row in result.images)
     explained = statuses.pop("ok", 0)
-    stored = 0
-    for maps in result.map_sets:
-        values, _ = arrays.quantise(maps.maps, job.output.dtype, maps.signed)
-        stored += sum(len(data) for name, data in arrays.encode(values, {}).items() if name != arrays.METADATA)
-    number = sum(len(maps.targets) for maps in result.map_sets)
     seconds = clock.seconds()
     return Sampled(
         images=len(samples),
@@ -172,9 +195,22 @@ def _explain(job: Job, worker: AttributionWorker, unit: Unit, count: int) -> Sam
         map_bytes=stored + number * _ROW_BYTES,
         forwards=rows,
         read_decode_seconds=seconds["read"] + seconds["decode"],
-        compute_seconds=seconds["compute"],
+        compute_seconds=sum(seconds.get(stage, 0.0) for stage in _COMPUTE),
         device=str(worker.replica.device),
     )
+
+
+def _stored(job: Job, result: UnitResult) -> tuple[int, int]:
+    """Return how many maps or labels a result has, and the bytes that the lake would store of them, without rows."""
+    if isinstance(result, LabelResult):
+        codes = [code or "" for image in result.labels for code in image.rows["rle_counts"].to_pylist()]
+        files = sum(piece.size for image in result.labels for piece in image.files.values())
+        return len(codes), files + sum(map(len, codes))
+    stored = 0
+    for maps in result.map_sets:
+        values, _ = arrays.quantise(maps.maps, job.output.dtype, maps.signed)
+        stored += sum(len(data) for name, data in arrays.encode(values, {}).items() if name != arrays.METADATA)
+    return sum(len(maps.targets) for maps in result.map_sets), stored
 
 
 def _timed(samples: Iterator[Sample], clock: StageClock) -> Iterator[Sample]:

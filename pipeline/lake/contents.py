@@ -46,6 +46,13 @@ class Contents(ABC):
         named = self.owner(path)
         return named is not None and named[0] in units
 
+    def riddle(self, path: str, units: Container[str]) -> str | None:
+        """Say which of ``units``, of which nothing tells any more what it left, an object may be of.
+
+        Asked of objects that are neither named nor left over; None where it can be of no unit.
+        """
+        return None
+
     def documents(self) -> dict[str, bytes]:
         """Return the documents (bytes by path) that finalize adds to the lake, made from all commits.
 

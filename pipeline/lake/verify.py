@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.lake.contents import Contents, contents
-from pipeline.lake.documents import is_closed, read_commit, read_manifest, read_quarantine, read_success
+from pipeline.lake.documents import CLOSED, is_closed, read_commit, read_manifest, read_quarantine, read_success
 from pipeline.lake.parallel import ahead
 from pipeline.lake.plan import digest_of, plan_bytes, read_plan
 from pipeline.lake.run import committed, is_leftover, quarantined, remedy, unnamed
@@ -97,7 +97,9 @@ def verify(
         result.problems += problem
     _check_unique(store, result, hashes, holds.attempts)
     success = _success(store, result)
-    _check_unnamed(store, result, holds, planned)
+    _check_unnamed(
+        store, result, holds, planned, given_up - {unit for unit in have if holds.attempts.get(unit) != CLOSED}
+    )
     if success is not None:
         _check_documents(store, result, holds)
         _check_slots(store, result, (given_up & planned) - have)
@@ -212,9 +214,16 @@ def _success(store: LakeStore, result: Verification) -> Success | None:
     return success
 
 
-def _check_unnamed(store: LakeStore, result: Verification, holds: Contents, planned: set[str]) -> None:
+def _check_unnamed(
+    store: LakeStore, result: Verification, holds: Contents, planned: set[str], given_up: set[str]
+) -> None:
     for path in unnamed(store, holds):
         if not is_leftover(holds, path, planned):
+            riddle = holds.riddle(path, planned)
+            if riddle is not None:
+                result.orphans += 1
+                result.add("riddle", path, _riddle(store.where(path), riddle, given_up=riddle in given_up))
+                continue
             result.add("foreign", path, f"{store.where(path)} is no part of the lake; move it elsewhere")
             continue
         result.orphans += 1
@@ -222,6 +231,13 @@ def _check_unnamed(store: LakeStore, result: Verification, holds: Contents, plan
         if result.finished and is_leftover(holds, path, holds.attempts):
             message = f"{store.where(path)} is named by no commit; run the job again, which sweeps it"
             result.add("orphan", path, message)
+
+
+def _riddle(where: str, unit: str, *, given_up: bool) -> str:
+    what = f"{where} is named by no commit and may be what an attempt at unit {unit} left, whose images table is lost"
+    if given_up:
+        return f"{what}; the unit is given up and nothing reads it: delete it, or move it elsewhere if it is yours"
+    return f"{what}; run the job again, which does the unit anew and takes or sweeps what is the unit's"
 
 
 def _check_documents(store: LakeStore, result: Verification, holds: Contents) -> None:

@@ -137,11 +137,15 @@ def check_plan(plan: Callable[[], Iterable[Unit]], source: schemas.job.Source) -
 
 
 def _stems(units: Iterable[Unit], source: schemas.job.Source) -> Iterator[tuple[str, str]]:
-    naming = Naming(source.uris, folders=True)
     for unit in units:
-        root = naming.name(unit.uri)
-        for member in unit.members or ():
-            image_id = printable(f"{root}/{member}" if root else member)
-            stem = mask_name(image_id, mirrored=True).stem
-            if stem is not None:
-                yield image_id, stem
+        yield from folder_images(unit, source)
+
+
+def folder_images(unit: Unit, source: schemas.job.Source) -> Iterator[tuple[str, str]]:
+    """Yield the ids of the images that the plan lists for a unit of a folder, each with the name of its mask."""
+    root = Naming(source.uris, folders=True).name(unit.uri)
+    for member in unit.members or ():
+        image_id = printable(f"{root}/{member}" if root else member)
+        stem = mask_name(image_id, mirrored=True).stem
+        if stem is not None:
+            yield image_id, stem

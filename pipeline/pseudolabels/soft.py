@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.pseudolabels import BACKGROUND_ID
+
+# NumPy parses an array's header as Python, and CPython 3.11's parser fails now and then in several threads at once
+# (SystemError: AST constructor recursion depth mismatch); verification, evaluation and tuning read in threads.
+_PARSING = threading.Lock()
 
 
 def encode_soft(scores: npt.NDArray[np.float32], ids: Sequence[int]) -> bytes:
@@ -42,9 +47,12 @@ def decode_soft(data: bytes) -> tuple[npt.NDArray[np.float32], tuple[int, ...]]:
     if not zipfile.is_zipfile(io.BytesIO(data)):
         raise ValueError("it is no archive of 'scores' and 'ids', or cut short")
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            scores, ids = archive["scores"], archive["ids"]
-    except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [archive.read(f"{name}.npy") for name in ("scores", "ids")]
+        # Inflated already, so that the lock is held for no more than headers and copies.
+        with _PARSING:
+            scores, ids = (np.lib.format.read_array(io.BytesIO(each), allow_pickle=False) for each in members)
+    except (OSError, KeyError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"it is no archive of 'scores' and 'ids' ({error})") from error
     if scores.ndim != 3 or ids.shape != scores.shape[:1] or not len(ids) or ids[0] != BACKGROUND_ID:
         raise ValueError(f"its 'scores' have shape {scores.shape} and its 'ids' {ids.shape}")

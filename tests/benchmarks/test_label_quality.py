@@ -11,12 +11,16 @@ from torchvision.models import ResNet18_Weights
 
 from benchmarks.coco_imagenet import groups
 from benchmarks.label_baselines import brightness, centre, otsu, whole
+from benchmarks.label_intervals import ImageCounts, difference, interval
 from benchmarks.label_quality import miou
 from benchmarks.label_rows import Rows, table
 from benchmarks.label_sets import scene_masks
 from benchmarks.small_unet import fit_unet, segment
 from jobs.demo.scenes import STICKER_ID, make_scenes
+from pipeline.pseudolabels.confusion import Confusion, class_results, totals
 from schemas.errors import InputError
+
+ROW = "scenes|cam|one scale"
 
 
 def test_classes_of_coco_are_found_among_those_of_imagenet() -> None:
@@ -67,12 +71,42 @@ def test_small_network_learns_where_it_is_bright() -> None:
     assert miou(masks, masks) == 1.0
 
 
-def test_results_are_kept(tmp_path: Path) -> None:
+def test_results_are_kept_and_told_with_what_each_part_brings(tmp_path: Path) -> None:
     rows = Rows(tmp_path)
-    rows.add("scenes|cam|one scale|pamr", images=4, seconds_per_image=0.5, plain=0.25, threshold=0.4, chosen=0.5)
+    seeds, refined = f"{ROW}|none", f"{ROW}|pamr"
+    found = {"images": 4, "seconds_per_image": 0.5, "plain": 0.25, "threshold": 0.4, "interval": [0.4, 0.6]}
+    rows.add(seeds, chosen=0.25, **found)
+    rows.add(refined, chosen=0.5, **found)
+    for key, hits in ((seeds, 25), (refined, 50)):
+        ImageCounts.of([{(1, 1): hits, (1, 0): 100 - hits}] * 4).save(rows.counts(key))
     rows.add("scenes|centre box", miou=0.125)
-    rows.add("train|true masks", labels=1.0, network=0.8, seconds=3.0)
-    rows.add("train|cam|pamr", labels=0.5, network=0.6, seconds=3.0)
+    for seed, network in enumerate((0.7, 0.9)):
+        rows.add(f"train|true masks|{seed}", labels=1.0, network=network, seconds=3.0)
+    rows.add("train|cam|pamr|0", labels=0.5, network=0.6, seconds=3.0)
     text = "\n".join(table(Rows(tmp_path)))
-    assert "| cam | one scale | pamr | 0.250 | 0.40 | 0.500 | 0.50 |" in text
-    assert "| *centre box* | | | 0.125 |" in text and "| cam pamr | 0.500 | 0.600 | 75% |" in text
+    assert "| cam | one scale | pamr | 0.250 | 0.40 | 0.500 | 0.400 to 0.600 | 0.50 |" in text
+    # Of the background nothing is right, of the class a quarter or half, in every image.
+    assert "| PAMR | cam, one scale | +0.250 | +0.125 to +0.125 |" in text
+    assert "| *centre box* | | | 0.125 |" in text
+    assert "| true masks | 1.000 | 2 | 0.800 (0.700 to 0.900) | 100% |" in text
+    assert "| cam pamr | 0.500 | 1 | 0.600 (0.600 to 0.600) | 75% |" in text
+
+
+def test_intervals_are_those_of_the_matrix_over_resampled_images() -> None:
+    generator = np.random.default_rng(3)
+    images = [
+        {(true, found): int(generator.integers(1, 90)) for true in (0, 2) for found in (0, 2, 3)} for _ in range(12)
+    ]
+    counts = ImageCounts.of(images)
+    times = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=2000)
+    for number in (0, 7, 1999):
+        confusion = Confusion()
+        for image, repeated in zip(images, times[number], strict=True):
+            for _ in range(repeated):
+                confusion.merge(Confusion(dict(image)))
+        assert counts.resampled()[number] == pytest.approx(totals(class_results(confusion.pairs, str)).miou)
+    low, high = interval(counts)
+    assert low < np.median(counts.resampled()) < high
+    assert difference(counts, counts) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="not of the same images"):
+        difference(counts, ImageCounts.of(images[::-1]))

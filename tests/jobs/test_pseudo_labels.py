@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import Result
 
@@ -204,6 +206,68 @@ def test_an_attempt_that_died_before_its_commit_leaves_files_that_stand(labels: 
     assert {row["image_id"]: row["area"] for row in table}[rows[0]["image_id"]] == (index > 0).sum()
 
 
+def test_masks_whose_images_table_is_lost_are_told_from_foreign_ones(labels: dict[str, Any], tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number in range(2):
+        members: list[Any] = []
+        for each in range(3):
+            classes = b"[4]" if each else b"[]"
+            members += [(f"{each}.png", image(3 * number + each)), (f"{each}.json", b'{"classes": %s}' % classes)]
+        (shards / f"s-{number}.tar").write_bytes(tar(members))
+    labels["source"] = {"uri": str(shards / "s-{0..1}.tar"), "format": "webdataset", "label": "json.classes"}
+    run_inline(labels)
+    whole, lake = tmp_path / "whole", tmp_path / "lake"
+    shutil.copytree(lake, whole)
+    store = LakeStore(str(lake))
+    unit = next(iter(read_plan(store)))
+    for path in ("_SUCCESS.json", f"commits/{unit.unit_id}.json"):
+        store.delete(path)
+    (lake / "masks" / "mine.png").write_bytes(b"x")
+
+    def problems() -> dict[str, str]:
+        return {problem.path: problem.kind for problem in verify(store).problems}
+
+    # The images table tells all; the labels table is as good for images that have a class.
+    assert problems() == {f"commits/{unit.unit_id}.json": "unit_missing", "_SUCCESS.json": "unfinished",
+                          "masks/mine.png": "foreign"}  # fmt: skip
+    next((lake / "images").glob(f"{unit.unit_id}-*")).unlink()
+    riddles = {path for path, kind in problems().items() if kind == "riddle"}
+    assert riddles == {"masks/mine.png", "masks/s-0/0.png", "confidence/s-0/0.png", "soft/s-0/0.npz"}
+    found = next(problem for problem in verify(store).problems if problem.path == "masks/s-0/0.png")
+    assert unit.unit_id in found.message and "run the job again" in found.message
+    given_up = lake / "quarantine" / f"{unit.unit_id}.json"
+    given_up.parent.mkdir()
+    given_up.write_text("{}")
+    assert any("the unit is given up" in each.message and each.kind == "riddle" for each in verify(store).problems)
+    given_up.unlink()
+    next((lake / "labels").glob(f"{unit.unit_id}-*")).unlink()
+    assert sum(kind == "riddle" for kind in problems().values()) == 1 + 3 * 3
+    worker_of(labels).process(unit, "again")
+    finalize(store)
+    assert problems() == {"masks/mine.png": "foreign"}
+    (lake / "masks" / "mine.png").unlink()
+    assert_equal_lakes(str(whole), str(lake))
+
+
+def test_a_folder_plan_tells_whose_masks_are(labels: dict[str, Any], tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(2):
+        (pictures / f"{number}.png").write_bytes(image(number))
+    labels |= {"source": {"uri": str(pictures), "format": "folder"}, "targets": "predicted"}
+    run_inline(labels)
+    store = LakeStore(str(tmp_path / "lake"))
+    [unit] = read_plan(store)
+    for path in ("_SUCCESS.json", f"commits/{unit.unit_id}.json"):
+        store.delete(path)
+    for folder in ("images", "labels"):
+        shutil.rmtree(tmp_path / "lake" / folder)
+    (tmp_path / "lake" / "masks" / "mine.png").write_bytes(b"x")
+    problems = [(problem.kind, problem.path) for problem in verify(store).problems]
+    assert ("foreign", "masks/mine.png") in problems and len(problems) == 3
+
+
 def test_the_same_unit_again_is_the_same_lake(labels: dict[str, Any], tmp_path: Path) -> None:
     run_inline(labels)
     store = LakeStore(str(tmp_path / "lake"))
@@ -282,6 +346,33 @@ def test_a_model_of_one_size_takes_no_scales_and_sees_the_whole_image(labels: di
     assert run_inline(labels).images == {"ok": 24}
     replica = load_replica(Model.model_validate(labels["model"]))
     assert replica.preprocess.input_size == (64, 64)
+
+
+def test_plan_says_what_labels_will_cost_and_writes_nothing(
+    labels: dict[str, Any], tmp_path: Path, camlake: Callable[..., Result]
+) -> None:
+    labels["pseudo_labels"]["scales"] = [0.5, 1.5]
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(labels))
+    result = camlake("plan", path, "--sample", "8")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "lake").exists()
+    said = " ".join(result.output.split())
+    assert "labels 1.0 per image of grad_cam" in said and "scales 0.5, 1.5, with mirror images" in said
+    # Two scales and their mirror images; the classes are chosen at scale 1, whose maps are not asked for.
+    assert "forwards 5.0 per image" in said and "refined by pamr" in said
+    success = run_inline(labels)
+    expected = success.bytes / 24
+    told = int(re.search(r"(\d+) bytes per image with its rows", said).group(1))  # type: ignore[union-attr]
+    # The images tables of three small units are left out.
+    assert 0.6 * expected < told < 1.1 * expected
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.new("RGB", (40, 40)).save(pictures / name)
+    path.write_text(yaml.safe_dump(labels | {"source": {"uri": str(pictures), "format": "folder"}}))
+    refused = camlake("plan", path)
+    assert refused.exit_code == 2 and "would have the same mask" in refused.stderr
 
 
 def test_a_lake_in_a_bucket(labels: dict[str, Any], dataset: Path, s3_store: S3Store) -> None:

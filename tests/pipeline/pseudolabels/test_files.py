@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -205,3 +208,22 @@ def test_names_that_meet_are_refused() -> None:
         check_plan(plan, Source(uri="/data/x", format="folder"))
     check_plan(lambda: list(plan())[:1], Source(uri="/data/x", format="folder"))
     check_plan(plan, Source(uri="/data/x", format="folder", id="key"))
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # CPython 3.11's parser fails now and then in several threads at once, and NumPy's headers are Python.
+    data = encode_soft(np.zeros((2, 3, 4), np.float32), [1])
+    inside, most, parse = 0, 0, ast.literal_eval
+
+    def slow(text: str) -> object:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+        return parse(text)
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(ids == (1,) for _, ids in pool.map(decode_soft, [data] * 8))
+    assert most == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.pseudolabels import pamr
 from pipeline.pseudolabels.pamr import PixelAffinity
 from tests.pipeline.pseudolabels import protocol
 
@@ -40,11 +41,22 @@ def test_pixels_of_bytes_give_the_weights_of_their_values() -> None:
     assert np.abs(found - expected).max() < 2e-6
 
 
-def test_a_pixel_unlike_all_others_keeps_weights_that_are_numbers() -> None:
+def test_a_pixel_unlike_all_others_becomes_the_mean_of_its_neighbours() -> None:
     image = torch.zeros(1, 3, 60, 60, dtype=torch.uint8)
     image[..., 30, 30] = 255
-    weights = PixelAffinity(image, DILATIONS).weights
-    assert torch.allclose(weights[..., 30, 30], torch.tensor(1 / 48)) and bool(weights.isfinite().all())
+    masks = torch.rand(1, 1, 60, 60, generator=torch.Generator().manual_seed(0))
+    found = PixelAffinity(image, DILATIONS)(masks, 1)[0, 0]
+    places = [(30 + y * each, 30 + x * each) for each in DILATIONS for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    expected = sum(masks[0, 0, y, x] for y, x in places) / 48
+    assert abs(found[30, 30] - expected) < 1e-6 and bool(found.isfinite().all())
+
+
+def test_bands_of_rows_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.from_numpy(picture(40, 24))[None]
+    masks = torch.rand(1, 2, 40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = PixelAffinity(image, DILATIONS)(masks, 4)
+    monkeypatch.setattr(pamr, "_BAND_VALUES", 500)  # of three colours six rows, of two masks ten
+    assert (PixelAffinity(image, DILATIONS)(masks, 4) - whole).abs().max() < 1e-13
 
 
 def test_images_of_a_batch_and_masks_of_an_image_do_not_see_each_other() -> None:
