@@ -200,11 +200,11 @@ def _watch(driver: subprocess.Popen[bytes], log: Path, kill_at: int | None) -> b
 def table(found: Sequence[dict[str, Any]]) -> str:
     """The figures for people."""
     lines = [f"Machine: {machine()}", "", "run  event            units   seconds  CPU seconds  driver MiB"]
-    for line in found:
-        lines.append(
-            f"{line['run']:>3}  {line['what']:<12} {line.get('units', ''):>9} {line['seconds']:>9.1f} "
-            f"{line['cpu_seconds']:>12.1f} {line['mib']:>11}"
-        )
+    lines += [
+        f"{line['run']:>3}  {line['what']:<12} {line.get('units', ''):>9} {line['seconds']:>9.1f} "
+        f"{line['cpu_seconds']:>12.1f} {line['mib']:>11}"
+        for line in found
+    ]
     return "\n".join(lines)
 
 
