@@ -120,6 +120,14 @@ class ProgressMonitor:
         self._died[name] = time.monotonic()
         self._say(f"{name} died: {reason}")
 
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        """So many of the ``workers`` have found no node yet that has ``wanted`` to spare."""
+        others = "the others go on" if waiting < workers else "nothing is done until then"
+        self._say(
+            f"{waiting} of {workers} workers have no place yet: they join as a node comes that has {wanted} to spare "
+            f"('ray status' says what the cluster lacks); {others}"
+        )
+
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
         self.done.add(outcome.images, outcome.maps, outcome.bytes)
