@@ -49,6 +49,8 @@ _MOST_PAUSE = 30.0
 MAX_LOST_STARTS = 30
 #: Times that a unit may be lost with its node, or to Ray's memory monitor, before it is given up.
 MAX_LOSSES = 10
+#: Seconds after which workers that have found no place yet are told of, and then again after ten times as many.
+WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 _STACK_SECONDS = 5.0
 
@@ -61,6 +63,9 @@ class Monitor(Protocol):
 
     def worker_lost(self, name: str, reason: str, kind: str) -> None:
         """A worker died; ``kind`` as that of an :class:`~schemas.documents.Attempt`: died, hung, node_lost, ..."""
+
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        """So many of the ``workers`` have found no node yet that has ``wanted`` to spare."""
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
@@ -90,6 +95,7 @@ class Slot:
     progress: Progress = IDLE
     #: When something went on in it last; None until it has answered for the first time.
     seen: float | None = None
+    asked_for: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,7 @@ class Dispatcher:
         self._careful: set[str] = set()
         self._spawned = 0
         self._polled = 0.0
+        self._told_waiting = (0, 0.0)
         self.stopping = False
         self._deadline = float("inf")
 
@@ -168,6 +175,7 @@ class Dispatcher:
                     return
                 self._collect()
                 self._watch()
+                self._tell_waiting()
         finally:
             self._shut_down()
 
@@ -322,6 +330,18 @@ class Dispatcher:
                     took = f"computed for {slot.progress.seconds:.0f} s (workers.unit_seconds is {limit:g})"
                     self._end(slot, "timeout", took)
 
+    def _tell_waiting(self) -> None:
+        """Say which workers Ray has not placed: on a cluster that grows that is as it should be, else nobody knows."""
+        now = time.monotonic()
+        waiting = [slot.asked_for for slot in self._slots if slot.info is None and slot.seen is None]
+        count, last = self._told_waiting
+        if waiting and now - min(waiting) > WAIT_SECONDS:
+            if len(waiting) != count or now - last > 10 * WAIT_SECONDS:
+                self._told_waiting = (len(waiting), now)
+                self._monitor.workers_waiting(len(waiting), len(self._slots), _wanted(self._workers))
+        elif not waiting:
+            self._told_waiting = (0, 0.0)
+
     def _end(self, slot: Slot, kind: str, reason: str) -> None:
         """Log what a worker's threads do, and end it."""
         doing = ", ".join(flight.unit.unit_id for flight in slot.flights.values()) or "its start"
@@ -407,3 +427,9 @@ class Dispatcher:
     def _shut_down(self) -> None:
         for slot in list(self._slots):
             self._drop(slot)
+
+
+def _wanted(workers: Workers) -> str:
+    """What a worker asks Ray for, in words."""
+    amounts = {"GPU": workers.gpus, "CPU": workers.cpus, **workers.resources}
+    return ", ".join(f"{amount:g} {name}" for name, amount in amounts.items() if amount)

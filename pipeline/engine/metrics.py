@@ -132,6 +132,9 @@ class MetricsMonitor:
         """A worker died."""
         self._recorder.add("camlake_worker_deaths_total", 1, reason=kind)
 
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        """Workers have no place yet: the gauge of workers by state tells."""
+
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
         add = self._recorder.add
@@ -190,6 +193,11 @@ class Monitors:
         """A worker died."""
         for each in self._monitors:
             each.worker_lost(name, reason, kind)
+
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        """Workers have no place yet."""
+        for each in self._monitors:
+            each.workers_waiting(waiting, workers, wanted)
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""

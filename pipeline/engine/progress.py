@@ -132,6 +132,15 @@ class ProgressMonitor:
             Line(f"{name} died: {reason}", "worker_died", logging.WARNING, worker_id=name, kind=kind, reason=reason)
         )
 
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        """So many of the ``workers`` have found no node yet that has ``wanted`` to spare."""
+        others = "the others go on" if waiting < workers else "nothing is done until then"
+        text = (
+            f"{waiting} of {workers} workers have no place yet: they join as a node comes that has {wanted} to spare "
+            f"('ray status' says what the cluster lacks); {others}"
+        )
+        self._say(Line(text, "workers_waiting", logging.WARNING, waiting=waiting, workers=workers, wanted=wanted))
+
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
         self.done.add(outcome.images, outcome.maps, outcome.bytes)

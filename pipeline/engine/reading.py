@@ -9,14 +9,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.engine.clock import StageClock
 from pipeline.sources.base import Sample, Source
 from schemas.unit import Unit
 from schemas.view import View
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ReadAhead:

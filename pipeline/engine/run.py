@@ -19,9 +19,11 @@ from pipeline.engine.allocator import ALLOCATOR
 from pipeline.engine.log import Line, about, tell
 from pipeline.engine.outcome import Tally
 from pipeline.engine.progress import ProgressMonitor
-from pipeline.lake import LakeStore, committed, create_or_resume, finalize, quarantine
+from pipeline.lake import LakeStore, create_or_resume, finalize, quarantine
 from pipeline.lake.plan import FrozenPlan, freeze, read_plan
+from pipeline.lake.run import done_units
 from pipeline.sources import open_source
+from pipeline.sources.digests import Digests
 from schemas.documents import Attempt, Manifest, MethodInfo, ModelInfo, Quarantine, Success
 from schemas.job import Job
 from schemas.unit import Unit
@@ -174,7 +176,7 @@ def carry_out(
     """
     store = LakeStore(job.output.uri, job.output.storage_options)
     run = create_or_resume(store, manifest, plan)
-    done = committed(store)
+    done = done_units(store)
     left = plan.units - len(done)
     told = monitor(plan.units, Tally(units=len(done)), stream)
     stopped: int | None = None
@@ -198,7 +200,7 @@ def _dispatch(
     job: Job,
     manifest: Manifest,
     store: LakeStore,
-    done: set[str],
+    done: Digests,
     left: int,
     monitor: ProgressMonitor,
     worker: type | None,

@@ -1,4 +1,8 @@
-"""The replica's side: one model, and units turned into committed results. Works with and without Ray."""
+"""The replica's side: one model, and units turned into committed results. Works with and without Ray.
+
+PyTorch is imported by what needs it, once a worker starts: workers of a class that computes without it are a third as
+large, and ``benchmarks.scaling`` runs 64 of them on one machine.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.engine.clock import StageClock
-from pipeline.engine.explainer import Explainer, UnitWork
-from pipeline.engine.isolated import Setup
-from pipeline.engine.isolation import IMAGE_SECONDS, IsolatedPreparer
 from pipeline.engine.outcome import Outcome, Progress, WorkerInfo
 from pipeline.engine.reading import Prepared, ReadAhead, prepare, prepare_all
 from pipeline.engine.watchdog import Watchdog, stacks
 from pipeline.lake.sink import Sink
-from pipeline.models.factory import parse_name
-from pipeline.models.replica import load_replica
 from pipeline.sources import open_source
 from pipeline.sources.base import Sample, UnitError
 from schemas.documents import Manifest
@@ -32,6 +30,11 @@ from schemas.errors import InputError
 from schemas.job import Job
 from schemas.registries import EXPLAINERS, SINKS, implementation
 from schemas.unit import Unit
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.engine.explainer import Explainer, UnitWork
 
 
 class AttributionWorker:
@@ -71,6 +74,10 @@ class AttributionWorker:
             InputError: the model, the weights or the source cannot be had, or the weights are not the lake's any more.
             AccessError: a store cannot be used: rights, credentials, bucket.
         """
+        import torch
+
+        from pipeline.models.replica import load_replica
+
         # Here, in one thread: two that decode and are the first to import parts of it at once find it half made.
         importlib.import_module("torchvision.transforms.v2")
         job = self.job
@@ -103,6 +110,8 @@ class AttributionWorker:
 
     def prepared(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` on the worker's threads, in order."""
+        import torch
+
         task = partial(prepare, preprocess=self.explainer.preprocess, exif=self.job.model.preprocess.exif, clock=clock)
         size = self.explainer.ahead
         overlap = self._device != "cpu" or self.job.workers.cpus > torch.get_num_threads()
@@ -111,6 +120,10 @@ class AttributionWorker:
 
     def isolated(self, samples: Iterator[Sample], clock: StageClock) -> Iterator[Prepared]:
         """Decode and preprocess ``samples`` one by one in a process of their own, which may die of one."""
+        from pipeline.engine.isolated import Setup
+        from pipeline.engine.isolation import IMAGE_SECONDS, IsolatedPreparer
+        from pipeline.models.factory import parse_name
+
         name = parse_name(self.job.model.name)
         # A user's module may register decoders of its own.
         imports = [name.module] if name.library == "factory" else []
@@ -200,6 +213,8 @@ def gpu_memory(device: torch.device | None) -> tuple[int, int] | None:
     """Return the bytes that tensors of this process hold on a GPU and the most that they held; None without one."""
     if device is None:
         return None
+    import torch
+
     return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
 
 

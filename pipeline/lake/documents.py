@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.lake.parallel import THREADS, ahead
 from pipeline.lake.store import LakeStore, MissingObjectError
+from pipeline.sources.digests import Digests
 from schemas import layout
 from schemas.documents import Commit, Manifest, ObjectInfo, Quarantine, StoredDocument, Success
 from schemas.errors import InputError, LakeError
@@ -84,13 +85,27 @@ def read_success(store: LakeStore) -> Success | None:
 
 def sizes_in(store: LakeStore, folder: str) -> dict[str, int]:
     """Bytes of each unit's document in ``commits`` or ``quarantine`` by the unit's id, from one listing."""
-    entries = ((entry.path.removeprefix(f"{folder}/"), entry.size) for entry in store.list(folder))
-    return {name.removesuffix(".json"): size for name, size in entries if name.endswith(".json") and "/" not in name}
+    return dict(_listed(store, folder))
+
+
+def _listed(store: LakeStore, folder: str) -> Iterator[tuple[str, int]]:
+    for entry in store.list(folder):
+        name = entry.path.removeprefix(f"{folder}/")
+        if name.endswith(".json") and "/" not in name:
+            yield name.removesuffix(".json"), entry.size
 
 
 def units_in(store: LakeStore, folder: str) -> set[str]:
     """Ids of the units that have a document in ``commits`` or ``quarantine``, from one listing."""
-    return set(sizes_in(store, folder))
+    return {unit for unit, _ in _listed(store, folder)}
+
+
+def digests_in(store: LakeStore, folder: str) -> Digests:
+    """The same in a form that is small and tells only whether a unit is among them."""
+    found = Digests()
+    for unit, _ in _listed(store, folder):
+        found.add(unit)
+    return found
 
 
 def read_commit(store: LakeStore, unit_id: str, size: int | None = None) -> Commit:

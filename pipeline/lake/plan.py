@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.lake.documents import mismatch
 from pipeline.lake.store import LakeStore, MissingObjectError
+from pipeline.sources.digests import Digests
 from schemas import layout
 from schemas.documents import Manifest
 from schemas.errors import InputError, LakeError
@@ -44,15 +45,14 @@ def freeze(units: Iterable[Unit]) -> FrozenPlan:
     digest = hashlib.sha256()
     buffer = io.BytesIO()
     count = 0
-    seen: set[str] = set()
+    seen = Digests()
     schema = PLAN.with_metadata({"camlake_tables_version": str(TABLES_VERSION)})
     iterator = iter(units)
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         while rows := [asdict(unit) for unit in islice(iterator, _ROWS)]:
             for row in rows:
-                if row["unit_index"] != count or row["unit_id"] in seen:
+                if row["unit_index"] != count or not seen.add(row["unit_id"]):
                     raise ValueError(f"unit {row['unit_id']} at position {count} of the plan repeats an id or an index")
-                seen.add(row["unit_id"])
                 row["members"] = None if row["members"] is None else list(row["members"])
                 digest.update(_canonical(row))
                 count += 1

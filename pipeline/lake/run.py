@@ -11,6 +11,7 @@ from pipeline.lake.compare import differences
 from pipeline.lake.contents import Contents, contents
 from pipeline.lake.documents import (
     CLOSED,
+    digests_in,
     is_closed,
     mismatch,
     object_info,
@@ -30,6 +31,7 @@ from pipeline.lake.parallel import THREADS, ahead
 from pipeline.lake.plan import FrozenPlan, digest_of, plan_bytes, read_plan
 from pipeline.lake.store import PROBE_PREFIX, LakeStore, MissingObjectError
 from pipeline.lake.writer import now
+from pipeline.sources.digests import Digests
 from schemas import layout
 from schemas.documents import Commit, Manifest, ObjectInfo, Quarantine, Success
 from schemas.errors import InputError, LakeError
@@ -110,6 +112,11 @@ def _place_plan(store: LakeStore, plan: FrozenPlan) -> ObjectInfo:
 def committed(store: LakeStore) -> set[str]:
     """Ids of the units that have a commit, from one listing."""
     return units_in(store, layout.COMMITS)
+
+
+def done_units(store: LakeStore) -> Digests:
+    """The same for a run that goes on, which only asks whether a unit is among them, and may have millions."""
+    return digests_in(store, layout.COMMITS)
 
 
 def quarantined(store: LakeStore) -> set[str]:

@@ -32,8 +32,9 @@ from pipeline.sources.fields import (
     require_fields,
     unique,
 )
+from pipeline.sources.listing import list_folder
 from pipeline.sources.manifest import Manifest, open_manifest
-from pipeline.sources.patterns import Found, Naming, find, list_folder
+from pipeline.sources.patterns import Found, Naming, find
 from pipeline.sources.storage import etag, open_fs, storage_errors
 from schemas.errors import InputError
 from schemas.layout import unit_id

@@ -7,7 +7,6 @@ on which files exist: they are relative to the folder before the first wildcard 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import itertools
 import posixpath
 import re
@@ -17,8 +16,10 @@ from typing import Any
 
 from pipeline.sources.ahead import map_ahead
 from pipeline.sources.braces import expand_braces
+from pipeline.sources.digests import Digests
 from pipeline.sources.faults import refusal
 from pipeline.sources.fields import printable
+from pipeline.sources.listing import files_in, list_folder
 from pipeline.sources.storage import etag, open_fs, protocol_of, storage_errors, strip_protocol
 from schemas.errors import InputError, near
 
@@ -63,8 +64,8 @@ def find(
 ) -> Iterator[Found]:
     """Yield the files (or the folders) that ``patterns`` match.
 
-    A pattern without glob characters is never listed: each of its files is asked for by name, 16 at a time. Memory: one
-    folder's listing, and 64 bits per file to find those named twice.
+    A pattern without glob characters is never listed: each of its files is asked for by name, 16 at a time. Memory: the
+    listing of one folder (not where only files in it can match), and some 25 bytes per file to find those named twice.
 
     Args:
         patterns: fsspec URIs with braces and globs.
@@ -77,7 +78,7 @@ def find(
             refuses.
     """
     naming = Naming(patterns, folders=folders)
-    seen: set[int] = set()
+    seen = Digests()
     for pattern in patterns:
         expanded = expand_braces(pattern)
 
@@ -91,13 +92,11 @@ def find(
                 name = naming.name(uri)
                 if name != printable(name):
                     raise InputError(f"{_FIELD}: the name of '{printable(uri)}' is not UTF-8; rename it")
-                digest = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-                if digest in seen:
+                if not seen.add(name):
                     raise InputError(
                         f"{_FIELD}: '{uri}' is matched twice, or another match has the same name '{name}', so image "
                         f"ids would repeat; remove '{pattern}' or write one pattern with braces for both"
                     )
-                seen.add(digest)
                 yield Found(uri, name, None if folders else info.get("size"), None if folders else etag(info))
 
 
@@ -146,7 +145,9 @@ def glob(
         return closure(following)
 
     def walk(path: str, relative: str, states: set[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, info in list_folder(fs, path, f"{prefix}{relative}"):
+        # Of a folder in which only files can match nothing is held, so that a million shards may lie in it.
+        listed = list_folder if folders or min(states) < len(rules) - 1 else files_in
+        for name, info in listed(fs, path, f"{prefix}{relative}"):
             following = step(states, name, bool(info.get("islink")))
             is_folder = info["type"] == "directory"
             if len(rules) in following and is_folder == folders:
@@ -167,40 +168,6 @@ def check_unchanged(fs: Any, path: str, uri: str, planned: str | None) -> None:
         raise InputError(
             f"{_FIELD}: '{uri}' changed since the plan (it was {planned}, it is {now}); put it back or plan a new lake"
         )
-
-
-def list_folder(fs: Any, path: str, uri: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return (name, fsspec info) of a folder's entries, sorted by name; nothing where there is no such folder.
-
-    The type of a symbolic link is that of what it points to; a dangling one and the empty placeholder objects of
-    folders are left out.
-
-    Raises:
-        CamlakeError: the store refuses or fails.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    with storage_errors(uri, _FIELD):
-        try:
-            listing = fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            if refusal(error) is not None:  # not the folder is missing, but its bucket
-                raise
-            return []
-        for info in listing:
-            full = info["name"].rstrip("/")
-            if full == path.rstrip("/") or (info["type"] == "file" and info["name"].endswith("/")):
-                continue
-            if info["type"] not in ("file", "directory") or info.get("islink"):
-                info = _follow(fs, full, info)
-            if info is not None:
-                entries[posixpath.basename(full)] = info
-    return sorted(entries.items())
-
-
-def _follow(fs: Any, path: str, info: dict[str, Any]) -> dict[str, Any] | None:
-    if fs.isdir(path):
-        return {**info, "type": "directory"}
-    return {**info, "type": "file"} if fs.isfile(path) else None
 
 
 def _matches(

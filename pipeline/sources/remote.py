@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from fsspec.core import split_protocol
@@ -129,6 +129,32 @@ class RemoteFiles:
     def ls(self, path: str, detail: bool = True) -> Any:
         """Return the entries of a folder."""
         return repeat(lambda: self.fs.ls(path, detail=detail), f"list {self._name(path)}")
+
+    def lists_in_order(self, path: str) -> bool:
+        """Tell whether :meth:`files` may be asked: of S3, whose listings are sorted, but not of directory buckets."""
+        if not hasattr(self.fs, "call_s3") or self.fs.version_aware:
+            return False
+        return not str(self.fs.split_path(path)[0]).endswith("--x-s3")
+
+    def files(self, path: str) -> Iterator[dict[str, Any]]:
+        """Yield fsspec's ``info`` of the files of a folder of S3 in the order of their names, a page at a time."""
+        bucket, key, _ = self.fs.split_path(path.rstrip("/"))
+        wanted = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", "Delimiter": "/", **self.fs.req_kw}
+        last = ""
+        while True:
+            page = repeat(lambda: self.fs.call_s3("list_objects_v2", **wanted), f"list {self._name(path)}")
+            for item in page.get("Contents", ()):
+                if item["Key"].endswith("/"):  # the placeholder of a folder
+                    continue
+                if item["Key"] <= last:
+                    raise OSError(
+                        f"{item['Key']} is listed after {last}; name the files by braces instead of a pattern"
+                    )
+                last = item["Key"]
+                yield {**item, "name": f"{bucket}/{last}", "type": "file", "size": int(item["Size"])}
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file or folder."""

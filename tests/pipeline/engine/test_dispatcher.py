@@ -33,12 +33,16 @@ class Recorder:
         self.ready: list[str] = []
         self.lost: list[str] = []
         self.pools: list[Pool] = []
+        self.waiting: list[tuple[int, int, str]] = []
 
     def worker_ready(self, info: WorkerInfo) -> None:
         self.ready.append(info.name)
 
     def worker_lost(self, name: str, reason: str, kind: str) -> None:
         self.lost.append(name)
+
+    def workers_waiting(self, waiting: int, workers: int, wanted: str) -> None:
+        self.waiting.append((waiting, workers, wanted))
 
     def unit_done(self, outcome: Outcome) -> None:
         self.done.append(outcome)
@@ -167,6 +171,22 @@ def run(
     )
     dispatcher.run(iter(units), len(units))
     return recorder
+
+
+def test_workers_that_find_no_place_are_told_of_and_the_others_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engine.dispatcher.WAIT_SECONDS", 0.2)
+    recorder = Recorder()
+    remote = ray.remote(max_restarts=0, max_concurrency=3)(Worker)
+
+    def spawn(name: str) -> Any:
+        return remote.options(resources=None if name == "worker-001" else {"rare": 1}).remote(name)
+
+    workers = Workers(max=3, cpus=0.5, resources={"rare": 1})
+    units = iter(Unit(f"{index:06d}", index, "slow") for index in range(6))
+    Dispatcher(spawn, workers, recorder, recorder.give_up).run(units, 6)
+    assert {outcome.worker for outcome in recorder.done} == {"worker-001"} and len(recorder.done) == 6
+    assert (2, 3, "0.5 CPU, 1 rare") in recorder.waiting
+    assert recorder.lost == [] and len(recorder.waiting) <= 4
 
 
 def test_every_unit_is_done_once_and_the_work_is_spread() -> None:
