@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +83,12 @@ class Worker:
             raise AccessError("output.uri: access is denied; check the rights")
         if "slow" in unit.uri:
             time.sleep(0.3)
+        if "together:" in unit.uri:  # none goes on before two workers are there
+            folder = Path(unit.uri.partition("together:")[2])
+            (folder / self.name).touch()
+            until = time.monotonic() + 60
+            while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
         return Outcome(unit.unit_id, attempt, self.name, {"ok": 1}, 1, 10, {"total": 0.1})
 
     def progress(self) -> Progress:
@@ -189,8 +196,8 @@ def test_workers_that_find_no_place_are_told_of_and_the_others_do_all(monkeypatc
     assert recorder.lost == [] and len(recorder.waiting) <= 4
 
 
-def test_every_unit_is_done_once_and_the_work_is_spread() -> None:
-    recorder = run(["slow"] * 8)
+def test_every_unit_is_done_once_and_the_work_is_spread(tmp_path: Path) -> None:
+    recorder = run([f"slow together:{tmp_path}"] * 8)
     assert Counter(outcome.unit_id for outcome in recorder.done) == Counter(f"{i:06d}" for i in range(8))
     per_worker = Counter(outcome.worker for outcome in recorder.done)
     assert len(per_worker) == 2 and min(per_worker.values()) >= 2
