@@ -220,7 +220,7 @@ def stands_out(test: Enriched, q: float, settings: Settings) -> bool:
 
 
 class Surroundings:
-    """What a class's spots elsewhere make one expect at a place.
+    """What a class's spots elsewhere make one expect at a place, and by how much that must be exceeded.
 
     Objects of a class may lie more to the left than those of others. Then the class looks at the left edge more often
     than the others, and nothing is wrong. So a class must look at a place more often than follows from how its spots,
@@ -229,13 +229,17 @@ class Surroundings:
     top of its objects, they come nearer to the upper edge than others' do, all along it: the share that the class has
     of the spots along the rest of an edge is expected at each place of it.
 
+    No model is quite right, and with many maps every misfit is significant. So what is tested is that a class exceeds
+    what is expected by the least ratio that the audit flags (a minimum-effect test; Murphy and Myors 1999).
+
     Args:
         counts: (L, C, LATTICE^2) maps of each class with a spot at each window, at each level.
         rows: (C,) maps.
+        least: ratio to what is expected.
     """
 
-    def __init__(self, counts: Counts, rows: Counts) -> None:
-        self.counts, self.rows = counts, rows
+    def __init__(self, counts: Counts, rows: Counts, least: float = 1.0) -> None:
+        self.counts, self.rows, self.least = counts, rows, least
         self.all = counts.sum(1)
 
     def p(self, test: Enriched, index: int, place: Place) -> float:
@@ -256,7 +260,7 @@ class Surroundings:
         own, everyone = (each.astype(np.float64) for each in (self.counts[shape, index], self.all[shape]))
         eta, error = _fitted(own, np.ones_like(own), outside, "counts")
         scale = (spots[level] + 0.5) / (spots[shape] + 0.5) * test.rows / self.rows[index]
-        expected = np.exp(np.clip(eta + _CAUTION * error, -30.0, 30.0))[inside].sum() * scale
+        expected = np.exp(np.clip(eta + _CAUTION * error, -30.0, 30.0))[inside].sum() * scale * self.least
         going_on = float(stats.poisson.sf(test.hits - 1, expected)) if test.hits else 1.0
         eta, error = _fitted(own, everyone, outside & (everyone > 0), "shares")
         share = 1 / (1 + np.exp(-np.clip(eta + _CAUTION * error, -30.0, 30.0)))
@@ -267,6 +271,7 @@ class Surroundings:
         if there > _ENOUGH:
             rate = float(mine / there)
             chance = max(chance, rate + _CAUTION * float(np.sqrt(rate * (1 - rate) / there)))
+        chance = self.least * chance / (1 - chance + self.least * chance)
         among = float(stats.binom.sf(test.hits - 1, test.hits + test.other_hits, chance)) if test.hits else 1.0
         return max(going_on, among)
 

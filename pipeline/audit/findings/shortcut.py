@@ -5,8 +5,9 @@ class, and each group within each class, the few places that stand out on half 0
 (Fisher's exact test, one-sided), the corners on both since they are chosen beforehand. Benjamini and Bogomolov's
 procedure covers all of these tests, those of a class being a family. Groups are compared within a class, so a
 difference between classes makes no difference between groups. A class by itself must besides look at the place more
-often than its spots elsewhere make one expect (:class:`pipeline.audit.enrichment.Surroundings`), and the place must be
-one at an edge, or off where the class mostly looks.
+often, by the least ratio that is flagged, than its spots elsewhere make one expect
+(:class:`pipeline.audit.enrichment.Surroundings`), and the place must be one at an edge, or off where the class mostly
+looks. Last, the interval of the ratio, widened for what was chosen among many, must lie above 1.
 
 A candidate it is: the model may not use what is there (see :mod:`pipeline.audit.causal`).
 """
@@ -133,6 +134,7 @@ class Shortcut(FindingKind):
         flagged = [(test, each) for test, each in pairs if stands_out(test, each, settings)]
         # Intervals of what was chosen among many are too short; so much wider, they cover (Benjamini, Yekutieli 2005).
         z = _z(settings.q * len(flagged) / len(tests)) if tests else 0.0
+        flagged = [pair for pair in flagged if lowest(pair[0], z) > 1]
         return [_finding(evidence, field, same, len(tests), z) for same in _clusters(field, flagged, settings)]
 
 
@@ -143,7 +145,7 @@ def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
         strict=True,
     )
     spot_counts, _ = count(field.spots, field.code, number)
-    around = Surroundings(spot_counts, field.rows)
+    around = Surroundings(spot_counts, field.rows, settings.effect_ratio)
     everything, total = field.totals.sum(0), len(field.sample)
     for index, target in enumerate(field.classes.tolist()):
         mine, others = int(field.rows[index]), total - int(field.rows[index])

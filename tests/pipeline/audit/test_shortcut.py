@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -210,6 +211,14 @@ def test_what_thins_out_evenly_is_expected() -> None:
         3 * hits[0], rows[0], hits[1], rows[1], target_class=0, attribute="", value="", place=0, level=LEVELS[0]
     )
     assert surroundings(more, others).p(bumped, 0, place) < 1e-3
+    # A fifth more than expected is sure with so many maps, and little.
+    slightly = own.copy()
+    slightly[5, 0] += round(0.2 * hits[0])
+    a_fifth = replace(test, hits=round(1.2 * hits[0]))
+    counts = np.stack([slightly.ravel(), others.ravel()]).astype(np.int64)
+    demanding = Surroundings(np.repeat(counts[None], len(LEVELS), 0), counts.sum(1), least=1.5)
+    assert demanding.p(a_fifth, 0, place) > 0.5
+    assert demanding.p(replace(test, hits=3 * hits[0]), 0, place) < 0.01
 
 
 def test_a_class_that_is_nearer_to_a_whole_edge_is_expected_at_each_place_of_it() -> None:
