@@ -230,7 +230,7 @@ class Surroundings:
     of the spots along the rest of an edge is expected at each place of it.
 
     No model is quite right, and with many maps every misfit is significant. So what is tested is that a class exceeds
-    what is expected by the least ratio that the audit flags (a minimum-effect test; Murphy and Myors 1999).
+    ``least`` times what is expected (a minimum-effect test; Murphy and Myors 1999).
 
     Args:
         counts: (L, C, LATTICE^2) maps of each class with a spot at each window, at each level.

@@ -5,7 +5,7 @@ class, and each group within each class, the few places that stand out on half 0
 (Fisher's exact test, one-sided), the corners on both since they are chosen beforehand. Benjamini and Bogomolov's
 procedure covers all of these tests, those of a class being a family. Groups are compared within a class, so a
 difference between classes makes no difference between groups. A class by itself must besides look at the place more
-often, by the least ratio that is flagged, than its spots elsewhere make one expect
+often, by a quarter, than its spots elsewhere make one expect
 (:class:`pipeline.audit.enrichment.Surroundings`), and the place must be one at an edge, or off where the class mostly
 looks. Last, the interval of the ratio, widened for what was chosen among many, must lie above 1.
 
@@ -45,6 +45,8 @@ from schemas.audit import Finding, ImageRef, Settings
 _USUAL = 1.25
 #: A class that looks there in more of its images looks at its object there, unless it is an edge.
 _MINORITY = 0.5
+#: Times what its surroundings let expect that a class must look at a place.
+_MORE = 1.25
 #: Maps whose shares are in memory at a time.
 _ROWS = 8192
 #: Findings of one class whose images are so far the same are one.
@@ -145,7 +147,7 @@ def _class_tests(field: _Field, settings: Settings) -> Iterator[Enriched]:
         strict=True,
     )
     spot_counts, _ = count(field.spots, field.code, number)
-    around = Surroundings(spot_counts, field.rows, settings.effect_ratio)
+    around = Surroundings(spot_counts, field.rows, _MORE)
     everything, total = field.totals.sum(0), len(field.sample)
     for index, target in enumerate(field.classes.tolist()):
         mine, others = int(field.rows[index]), total - int(field.rows[index])
