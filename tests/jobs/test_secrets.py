@@ -152,7 +152,7 @@ def test_a_run_with_secrets_everywhere(
         capture_output=True,
         cwd=bare / "cwd",
         env={**environ, "RAY_TMPDIR": str(short_folder)},
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert run.returncode == 0, (run.stdout + run.stderr).decode()
