@@ -135,7 +135,9 @@ def short_folder() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_with_secrets_everywhere(
     secretive: dict[str, Any],
     server: SignedImages,
