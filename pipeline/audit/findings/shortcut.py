@@ -52,6 +52,8 @@ _ROWS = 8192
 #: Findings of one class whose images are so far the same are one.
 _SAME = 0.3
 _UNCHECKED = 0.8
+#: Ratio as which a weaker one counts, so that what is significant and used is notable (a severity of 20).
+_LEAST = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +313,7 @@ def _finding(evidence: Evidence, field: _Field, same: list[_Flagged], tests: int
     share, (share_low, share_high) = test.hits / test.rows, wilson(test.hits, test.rows)
     mine, others = _sizes(field, test)
     # By the lower end of the interval, since what few images show strongly may be chance.
-    strength = 1 - 1 / max(1.0, lowest(test, z), lowest(overall, z) if overall else 0.0)
+    strength = 1 - 1 / max(_LEAST, lowest(test, z), lowest(overall, z) if overall else 0.0)
     details = {
         "place": place.key,
         "where": place.words,
