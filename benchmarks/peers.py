@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.inputs import say
 
-#: Our method -> the peers' classes; a method that a package lacks is left out.
+#: Our method -> the peers' classes; a method that a package lacks is added to it (``Peer.added``) or left out.
 GRAD_CAM = {
     "grad_cam": "GradCAM",
     "grad_cam_pp": "GradCAMPlusPlus",
@@ -44,6 +44,8 @@ class Peer(Protocol):
     name: str
     classes: dict[str, str]
     wrong: dict[str, str]
+    #: Methods that the package lacks, each written as a class of its own base in a few lines, as its user would.
+    added: dict[str, Any]
 
     def maps(self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int]) -> Tensor:
         """Return maps as the package gives them by default: between 0 and 1."""
@@ -67,15 +69,32 @@ class GradCamPackage:
 
         self._package, self._scale, self._target = pytorch_grad_cam, scale_cam_image, ClassifierOutputTarget
 
+        class CAM(pytorch_grad_cam.base_cam.BaseCAM):  # type: ignore[misc]
+            """The head's weights of the class, behind global average pooling (Zhou et al. 2016, equation 2)."""
+
+            def __init__(self, model: nn.Module, target_layers: list[nn.Module]) -> None:
+                super().__init__(model, target_layers, uses_gradients=False)
+                self._head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+            def get_cam_weights(
+                self, input_tensor: Tensor, target_layer: nn.Module, targets: list[Any], activations: Any, grads: Any
+            ) -> Any:
+                return self._head.weight[[target.category for target in targets]].detach().cpu().numpy()
+
+        self.added = {"cam": CAM}
+
     def maps(self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int]) -> Tensor:
         """Return the maps (n, H, W) of one class per image."""
         wanted = [self._target(target) for target in targets]
         with (
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,  # Score-CAM draws a progress bar
             redirect_stderr(nowhere),
-            getattr(self._package, self.classes[method])(model, [model.get_submodule(layer)]) as explainer,
+            self._class(method)(model, [model.get_submodule(layer)]) as explainer,
         ):
             return torch.from_numpy(explainer(images, wanted))
+
+    def _class(self, method: str) -> Any:
+        return self.added[method] if method in self.added else getattr(self._package, self.classes[method])
 
     def like(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """Scale our maps twice, once enlarging them, as the package does."""
@@ -98,6 +117,19 @@ class TorchcamPackage:
 
         self._methods = torchcam.methods
         logging.getLogger("torchcam").setLevel(logging.ERROR)  # it warns that it chose CAM's layer itself
+
+        class HiResCAM(torchcam.methods.LayerCAM):  # type: ignore[misc]
+            """The gradients themselves as weights (Draelos and Carin 2020, equation 3)."""
+
+            def _get_weights(self, class_idx: Any, scores: Tensor, **kwargs: Any) -> list[Tensor]:
+                self._backprop(scores, class_idx, **kwargs)
+                return list(self.hook_g)
+
+            @staticmethod
+            def _scale_cams(cams: list[Tensor], gamma: float = 2.0) -> list[Tensor]:
+                return cams
+
+        self.added = {"hires_cam": HiResCAM}
 
     def maps(
         self, model: nn.Module, layer: str, method: str, images: Tensor, targets: Sequence[int], **options: Any
@@ -134,7 +166,8 @@ class TorchcamPackage:
 
     def _extractor(self, model: nn.Module, layer: str, method: str, images: Tensor, options: dict[str, Any]) -> Any:
         shape = tuple(images.shape[1:])
-        return getattr(self._methods, self.classes[method])(model, [layer], input_shape=shape, **options)
+        found = self.added[method] if method in self.added else getattr(self._methods, self.classes[method])
+        return found(model, [layer], input_shape=shape, **options)
 
 
 @contextmanager

@@ -17,7 +17,9 @@ in the held-out scenes only; the network is that of prevalence 0, which it hardl
 sticker's). The coloured sticker would not do: it looks a little like an eight to networks that never saw it. *Flagged*:
 some finding is about the patch. *Said to be used*, *said not to be used*: by the causal check of the very patches,
 made whether or not anything was found. *Separated*: made of the seed's stickers at prevalence 0.05, the same check says
-that they are used, and of the patches it does not.
+that they are used, and of the patches it does not. *Change where the spot is on the patch*: what painting over the very
+patch does in those images behind a finding whose spot lies on it; a patch that does nothing on average may do
+something there.
 
 What comes is kept in FOLDER (networks, lakes, ``rows.jsonl``), so that the same command goes on where it stopped;
 ``--again`` audits kept lakes anew.
@@ -39,9 +41,10 @@ import torch
 
 from benchmarks.inputs import positive, say
 from benchmarks.sticker_networks import PLAIN, Sizes, explained, held_out, loaded, network, plain_scenes
-from benchmarks.sticker_verdict import verdict
+from benchmarks.sticker_verdict import verdict, verdict_where_shown
 from jobs.demo.drawing import CONTROL_COLOURS
 from jobs.demo.evaluate import measure_accuracy, measure_sticker
+from jobs.demo.scenes import Scene
 from pipeline.audit.run import run_audit
 from pipeline.lake import open_lake
 from schemas.audit import GRID, Finding, Settings
@@ -88,8 +91,8 @@ def marked_images(lake: str) -> set[str]:
     return {image for image, sticker in pairs if sticker}
 
 
-def audited(lake: str, home: Path) -> Row:
-    """Audit a lake and return what came of it."""
+def audited(lake: str, home: Path, scenes: Callable[[], Sequence[Scene]]) -> Row:
+    """Audit a lake of scenes and return what came of it."""
     output = str(home.absolute() / "audit")
     result = run_audit(lake, Settings(groups=("site",)), output, say=lambda line: None, workers=0, causal=_CAUSAL)
     marked = marked_images(lake)
@@ -97,6 +100,7 @@ def audited(lake: str, home: Path) -> Row:
     shortcuts = [each.kind == "shortcut" for each in result.findings]
     about = [each for each, it in zip(result.findings, right, strict=True) if it]
     checked = next((each for each in about if each.causal is not None), None)
+    shown = None if checked is None else verdict_where_shown(lake, scenes(), checked)
     return {
         "stickers": len(marked),
         "maps": result.manifest.counted,
@@ -105,6 +109,7 @@ def audited(lake: str, home: Path) -> Row:
         "flagged": any(shortcuts),
         "false_flag": any(is_one and not it for is_one, it in zip(shortcuts, right, strict=True)),
         "said_used": None if checked is None or checked.causal is None else checked.causal.used,
+        "where_shown": shown,
         "findings": [_short(each, it) for each, it in zip(result.findings, right, strict=True)],
     }
 
@@ -128,11 +133,12 @@ def planted(folder: Path, seed: int, prevalence: float, sizes: Sizes) -> Row:
     """Train, explain, audit, and say what came out."""
     weights = network(folder, seed, prevalence, sizes)
     home = folder / f"lake-{seed}-{prevalence:g}"
-    lake = explained(home, weights, lambda: held_out(seed, prevalence, sizes), sizes)
+    scenes = partial(held_out, seed, prevalence, sizes)
+    lake = explained(home, weights, scenes, sizes)
     row = {"work": "planted", "seed": seed, "prevalence": prevalence} | _learnt(weights, seed, sizes)
-    row |= audited(lake, home)
+    row |= audited(lake, home, scenes)
     if prevalence == _SEPARATED:
-        row["check"] = verdict(lake, held_out(seed, prevalence, sizes))
+        row["check"] = verdict(lake, scenes())
     return row
 
 
@@ -143,7 +149,7 @@ def harmless(folder: Path, seed: int, sizes: Sizes) -> Row:
     scenes = partial(held_out, seed, _HARMLESS, sizes, CONTROL_COLOURS)
     lake = explained(home, weights, scenes, sizes)
     row = {"work": "harmless", "seed": seed, "prevalence": None} | _learnt(weights, seed, sizes)
-    return row | audited(lake, home) | {"check": verdict(lake, scenes())}
+    return row | audited(lake, home, scenes) | {"check": verdict(lake, scenes())}
 
 
 def _learnt(weights: Path, seed: int, sizes: Sizes) -> Row:
@@ -174,6 +180,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     if unused:
         stickers = {row["seed"]: row["check"] for row in mine if row.get("check")}
         checked = [row["check"] for row in unused if row["check"]]
+        said = [row["said_used"] for row in unused if row["said_used"] is not None]
         pairs = [(stickers[row["seed"]], row["check"]) for row in unused if row["check"] and row["seed"] in stickers]
         lines += [
             "",
@@ -181,6 +188,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
             "|---|---|",
             f"| its effect | {_effect(unused, 'control')} |",
             f"| flagged | {_of(row['found'] for row in unused)} |",
+            f"| of these, said to be used | {_of(said)} |",
+            f"| change where the spot is on the patch (range) | {_changes(unused)} |",
             f"| other false flags | {_of(row['false_flag'] for row in unused)} |",
             f"| said to be used | {_of(each['used'] for each in checked)} |",
             f"| said not to be used | {_of(each['unused'] for each in checked)} |",
@@ -194,6 +203,16 @@ def _of(values: Iterable[bool | None]) -> str:
     """Return 'k of n'."""
     listed = [bool(value) for value in values]
     return f"{sum(listed)} of {len(listed)}"
+
+
+def _changes(rows: Sequence[Row]) -> str:
+    """Return the mean changes of probability in the images behind findings whose spots are on the patch."""
+    found = [row["where_shown"] for row in rows if row.get("where_shown")]
+    if not found:
+        return "-"
+    changes = [each["change"] for each in found]
+    images, behind = sum(each["images"] for each in found), sum(each["behind"] for each in found)
+    return f"{np.mean(changes):+.2f} ({min(changes):+.2f} to {max(changes):+.2f}), {images} of {behind} images"
 
 
 def _effect(rows: Sequence[Row], what: str = "sticker") -> str:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import planted
-from benchmarks.sticker_networks import plain_scenes, stickered
-from benchmarks.sticker_verdict import cells_of, verdict
+from benchmarks.sticker_networks import Sizes, explained, held_out, network, plain_scenes, stickered
+from benchmarks.sticker_verdict import cells_of, scene_of, verdict, verdict_where_shown
 from jobs.demo.drawing import CONTROL_COLOURS
 from jobs.demo.scenes import Scene
+from pipeline.lake import open_lake
 from schemas.audit import GRID, Finding, ImageRef
 
 SIZES = ("--close-ups", "96", "--scenes", "96", "--held-out", "48")
@@ -95,15 +96,19 @@ def test_tables_count_runs() -> None:
         row("planted", 1, 0.05, check=used, found_first=False, false_flag=True, said_used=None),
         row("planted", 0, 0.0, found_first=False, found=False, said_used=None),
         row("harmless", 0, None, check=unused, found=False, said_used=None),
-        row("harmless", 1, None, check=used, found=False, said_used=None),
+        row("harmless", 1, None, check=used, where_shown={"change": -0.1, "images": 5, "behind": 9}),
+        row("harmless", 1, None, check=unused, said_used=False, where_shown={"change": -0.2, "images": 6, "behind": 7}),
     ]
     lines = planted.summary(rows)
     assert "| 5% | 2 | 1 of 2 | 2 of 2 | 1 of 2 | 1 of 1 | +0.15 (+0.10 to +0.20) |" in lines
     assert "| 0% | 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 0 | +0.20 (+0.20 to +0.20) |" in lines
-    assert "| its effect | +0.05 (+0.00 to +0.10) |" in lines
-    assert "| said to be used | 1 of 2 |" in lines
-    assert "| said not to be used | 1 of 2 |" in lines
-    assert "| separated | 1 of 2 |" in lines
+    assert "| its effect | +0.03 (+0.00 to +0.10) |" in lines
+    assert "| flagged | 2 of 3 |" in lines
+    assert "| of these, said to be used | 1 of 2 |" in lines
+    assert "| change where the spot is on the patch (range) | -0.15 (-0.20 to -0.10), 11 of 16 images |" in lines
+    assert "| said to be used | 1 of 3 |" in lines
+    assert "| said not to be used | 2 of 3 |" in lines
+    assert "| separated | 2 of 3 |" in lines
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +126,27 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFi
     # Each scene has a map of its main label at least.
     assert row["maps"] >= 48
     assert verdict(str(tmp_path / "lake-0-0.2" / "lake"), scenes, images=4) is None
+
+
+def test_a_verdict_of_the_images_whose_spot_is_on_the_sticker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Sizes(96, 96, 120)
+    scenes = held_out(0, 0.2, sizes)
+    lake = explained(tmp_path / "lake", network(tmp_path, 0, 0.2, sizes), lambda: scenes, sizes)
+    rows = open_lake(lake).maps.to_table(columns=["image_id", "unit_id", "target_class"]).to_pylist()
+    monkeypatch.setattr("pipeline.audit.causal._FEWEST", 1)
+    one = next(
+        ImageRef(**row)
+        for row in rows
+        if row["target_class"] == 8 and scene_of(row["image_id"], scenes).sticker is not None
+    )
+    cells = cells_of(scene_of(one.image_id, scenes))
+    there = finding(None, images=(one, one), details={"zone": cells.astype(int).tolist()})
+    found = verdict_where_shown(lake, scenes, there)
+    assert found is not None
+    assert (found["images"], found["behind"]) == (2, 2)
+    elsewhere = finding(None, images=(one,), details={"zone": cells[::-1, ::-1].astype(int).tolist()})
+    assert verdict_where_shown(lake, scenes, elsewhere) is None
+    assert verdict_where_shown(lake, scenes, finding(None, images=(one,))) is None
 
 
 def test_cells_of_a_sticker() -> None:
