@@ -53,8 +53,13 @@ def overrides(output: Path, **settings: Any) -> list[str]:
 
 
 def from_lake(lake: Lake, output: Path, *more: str, layer: str | None = None, **settings: Any) -> Lake:
-    """What the command does, in this process."""
-    job = job_of_lake(lake, None, [*overrides(output, **settings), *more], layer)
+    """What the command does with the settings of the other labels here, in this process."""
+    return label_stored(lake, output, [*overrides(output, **settings), *more], layer)
+
+
+def label_stored(lake: Lake, output: Path, given: list[str], layer: str | None = None) -> Lake:
+    """What the command does, in this process; ``given`` are overrides of the job file."""
+    job = job_of_lake(lake, None, [f"output.uri={output}", *given], layer)
     plan = FrozenPlan(plan_bytes(lake.store, lake.manifest), lake.manifest.units, lake.manifest.inputs_digest)
     info = choose_maps(lake.manifest, job.methods[0].key, job.stored.layer if job.stored else None)
     store = LakeStore(str(output))
