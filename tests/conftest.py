@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
 #: Fixtures and files of tests that need a Ray. Ray runs its workers at a low priority, so whatever runs beside them
 #: makes them miss their time limits: `make test` runs these tests by themselves.
 _RAY_FIXTURES = {"local_ray", "cluster"}
-_RAY_FILES = {"test_chaos.py", "test_submit_on_ray.py"}
+_RAY_FILES = {"test_chaos.py", "test_on_ray.py", "test_submit_on_ray.py"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by the marks

@@ -78,7 +78,7 @@ def stored_worker(driver: int) -> int:
         for each in psutil.Process(driver).children(recursive=True)
         if "StoredMapsWorker" in " ".join(each.cmdline())
     ]
-    return found
+    return int(found)
 
 
 @pytest.mark.slow
