@@ -34,8 +34,8 @@ def test_scaling_counts_what_sleeping_workers_commit(tmp_path: Path) -> None:
     assert (one["workers"], two["workers"]) == (1, 2)
     for row in (one, two):
         assert row["limit"] == row["workers"] * 2000
-        # Nobody is faster than the sleep (by more than when commits arrive), and nothing else takes several times as long.
-        assert 0.2 * row["limit"] < row["steady"] <= 1.1 * row["limit"]
+        # A second of sleep, give or take a fifth for when commits arrive; nothing else takes several times as long.
+        assert 0.2 * row["limit"] < row["steady"] < 1.5 * row["limit"]
         assert row["units"] >= 2 * row["workers"]
         assert row["worker_mib"] > 0
     assert "of the sleep's limit" in said
