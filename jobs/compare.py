@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,12 +12,13 @@ from pydantic import ValidationError
 
 from jobs.audit import connect
 from jobs.config import absolute_uri
-from jobs.options import StorageOptions, storage_options
+from jobs.options import LogFormat, StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
 from pipeline.audit.compare import REPORT, Comparison, run_compare
 from pipeline.audit.compare_conditions import Condition, parse
 from pipeline.audit.compare_words import verdict
 from pipeline.audit.gather import Interrupted
+from pipeline.engine.log import Line, tell
 from pipeline.lake import LakeStore
 from pipeline.lake.documents import read_manifest
 from schemas.audit import Settings
@@ -89,6 +91,7 @@ def compare(
         str | None,
         typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
     ] = None,
+    log_format: LogFormat = "text",
 ) -> None:
     """Compare the heatmaps of lake B with those of lake A; the same command again does what is left.
 
@@ -96,7 +99,7 @@ def compare(
     Exit codes: 0 done; 1 done, and a --fail-on condition holds; 2 wrong input; 3 could not finish;
     130 or 143 interrupted.
     """
-    with plain_errors():
+    with plain_errors(log_format):
         conditions = [parse(text) for text in fail_on or []]
         options, uri = storage_options(storage), absolute_uri(lake_a)
         settings = _settings(
@@ -123,7 +126,7 @@ def compare(
                 absolute_uri(lake_b),
                 settings,
                 None if output is None else absolute_uri(output),
-                say=lambda line: print(line, flush=True),
+                say=tell,
                 method_b=method_b,
                 layer_b=layer_b,
                 storage_options=options,
@@ -131,7 +134,8 @@ def compare(
                 connect=lambda: connect(address),
             )
         except Interrupted as error:
-            print("interrupted; finished parts are kept, and the same command does the rest", flush=True)
+            text = "interrupted; finished parts are kept, and the same command does the rest"
+            tell(Line(text, "interrupted", logging.WARNING, signal=error.signal))
             raise typer.Exit(128 + error.signal) from None
         print_summary(result)
         raise typer.Exit(EXIT_FAILURES if print_failures(result, conditions) else EXIT_DONE)
@@ -163,18 +167,33 @@ def print_summary(result: Comparison) -> None:
     """Print what was compared, the largest drifts, and where everything lies."""
     manifest, drifts = result.manifest, result.manifest.drifts
     shared = manifest.shared
-    print(f"\ncompared  {manifest.classes} classes by {manifest.matched_by}; {manifest.tests} tests")
+    tell(
+        Line(
+            f"\ncompared  {manifest.classes} classes by {manifest.matched_by}; {manifest.tests} tests",
+            "compare_summary",
+            classes=manifest.classes,
+            tests=manifest.tests,
+            drifts=len(drifts),
+            images={"a": shared.images_a, "b": shared.images_b, "both": shared.images},
+            correlation=shared.correlation,
+        )
+    )
     maps = (
         "" if shared.correlation is None else f"; the two maps of one image correlate with r = {shared.correlation:.2f}"
     )
-    print(f"in both   {shared.images} images (of {shared.images_a} in A, {shared.images_b} in B){maps}")
-    print(f"drift     {verdict(manifest)}")
+    tell(f"in both   {shared.images} images (of {shared.images_a} in A, {shared.images_b} in B){maps}")
+    tell(f"drift     {verdict(manifest)}")
     for place, drift in enumerate(drifts[:_SHOWN], start=1):
-        print(f"{place:>9} {drift.sentence}")
+        tell(
+            Line(
+                f"{place:>9} {drift.sentence}", "drift", place=place, name=drift.name, severity=round(drift.severity, 1)
+            )
+        )
     if len(drifts) > _SHOWN:
-        print(f"          and {len(drifts) - _SHOWN} more")
-    print(f"report    {result.output}/{REPORT}")
-    print(f"tables    {result.output}: comparison.parquet, priors.parquet, comparison.json", flush=True)
+        tell(f"          and {len(drifts) - _SHOWN} more")
+    tell(Line(f"report    {result.output}/{REPORT}", "report", uri=f"{result.output}/{REPORT}"))
+    text = f"tables    {result.output}: comparison.parquet, priors.parquet, comparison.json"
+    tell(Line(text, "tables", uri=result.output))
 
 
 def print_failures(result: Comparison, conditions: Sequence[Condition]) -> bool:
@@ -182,7 +201,8 @@ def print_failures(result: Comparison, conditions: Sequence[Condition]) -> bool:
     drifts = result.manifest.drifts
     for condition in conditions:
         if condition.holds(drifts):
-            print(f"fails     {condition.text}: there are {condition.count(drifts)}", flush=True)
+            text = f"fails     {condition.text}: there are {condition.count(drifts)}"
+            tell(Line(text, "condition_holds", logging.ERROR, condition=condition.text, count=condition.count(drifts)))
     return any(condition.holds(drifts) for condition in conditions)
 
 

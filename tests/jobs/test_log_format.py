@@ -12,6 +12,8 @@ from typer.testing import Result
 
 from pipeline.lake import open_lake
 from tests.jobs.outside import written
+from tests.pipeline.audit.lakes import make_lake
+from tests.pipeline.audit.test_compare import to_the_right
 from tests.scrape import scrape
 
 Run = Callable[..., Result]
@@ -47,6 +49,20 @@ def test_a_run_tells_machines_what_it_tells_people(document: dict[str, Any], tmp
     found = scrape(manifest.run_id, lambda found: found.by("ray_camlake_images_total", "status") == {"ok": 24})
     assert found.value("ray_camlake_maps_total") == by_event["lake_summary"]["maps"]
     assert found.by("ray_camlake_units_total", "result") == {"committed": 3}
+
+
+def test_a_comparison_tells_machines_what_it_tells_people(tmp_path: Path, camlake: Run) -> None:
+    first = make_lake(tmp_path / "a", units=3, images=150, classes=3)
+    second = make_lake(tmp_path / "b", units=3, images=150, classes=3, paint=to_the_right)
+    quick = ("--workers", "0", "--bootstrap", "50", "--fail-on", "drift>0", "--output", tmp_path / "out")
+    result = camlake("compare", first, second, *quick, "--log-format", "json")
+    assert result.exit_code == 1, result.output
+    said = objects(result.stdout)
+    by_event = {each["event"]: each for each in said}
+    assert by_event["compare_summary"]["images"] == {"a": 450, "b": 450, "both": 450}
+    assert by_event["compare_summary"]["drifts"] == sum(each["event"] == "drift" for each in said) >= 1
+    assert by_event["condition_holds"]["condition"] == "drift>0"
+    assert (said[-1]["event"], said[-1]["exit_code"]) == ("exit", 1)
 
 
 def test_an_error_is_an_object_and_its_exit_code_the_same(tmp_path: Path, camlake: Run) -> None:
