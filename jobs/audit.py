@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
+from jobs.audit_options import (
+    DEFAULTS,
+    AuditTargets,
+    Bootstrap,
+    ClusterColumn,
+    EffectD,
+    EffectEnergy,
+    EffectRatio,
+    FlaggedFrom,
+    IntervalFrom,
+    Masks,
+    RayAddress,
+    RayTasks,
+    Seed,
+    SuppressedBelow,
+    absolute_boxes,
+    connect,
+    doc,
+    settings_of,
+)
 from jobs.config import absolute_uri
 from jobs.options import LogFormat, SourceStorageOptions, StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
@@ -21,21 +38,9 @@ from pipeline.audit.localisation_table import localisation_lines
 from pipeline.audit.outputs import FAITHFULNESS_TABLE, LOCALISATION_TABLE, REPORT
 from pipeline.audit.run import AuditResult, run_audit
 from pipeline.engine.log import Line, about, tell
-from pipeline.lake import LakeStore
-from pipeline.lake.documents import read_manifest
-from schemas.audit import Settings
-from schemas.errors import InputError
 
 _SHOWN = 5
 _FAILING = 5
-
-
-def _doc(field: str) -> str:
-    return str(Settings.model_fields[field].description)
-
-
-def _default(field: str) -> Any:
-    return Settings.model_fields[field].default
 
 
 def audit(
@@ -44,19 +49,16 @@ def audit(
         list[str] | None,
         typer.Option(metavar="NAME[,NAME]...", help="Columns whose values are compared, e.g. site,camera."),
     ] = None,
-    cluster: Annotated[str | None, typer.Option(metavar="COLUMN", help=_doc("cluster"))] = None,
-    method: Annotated[str | None, typer.Option(help=_doc("method"))] = None,
-    layer: Annotated[str | None, typer.Option(help=_doc("layer"))] = None,
-    targets: Annotated[Literal["predicted", "label", "all"] | None, typer.Option(help=_doc("targets"))] = None,
-    boxes: Annotated[str | None, typer.Option(metavar="COLUMN|URI", help=_doc("boxes"))] = None,
-    masks: Annotated[str | None, typer.Option(metavar="URI", help=_doc("masks"))] = None,
+    cluster: ClusterColumn = None,
+    method: Annotated[str | None, typer.Option(help=doc("method"))] = None,
+    layer: Annotated[str | None, typer.Option(help=doc("layer"))] = None,
+    targets: AuditTargets = None,
+    boxes: Annotated[str | None, typer.Option(metavar="COLUMN|URI", help=doc("boxes"))] = None,
+    masks: Masks = None,
     output: Annotated[
         str | None, typer.Option(metavar="URI", help="Folder of the audit. Default: LAKE.audit, beside the lake.")
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Ray tasks at a time; 0: in this process, without Ray. Default: one per CPU."),
-    ] = None,
+    workers: RayTasks = None,
     causal: Annotated[
         int,
         typer.Option(min=0, help="Images per finding whose area is painted over and shown to the model; 0: none."),
@@ -78,24 +80,21 @@ def audit(
             'of findings ("findings>0", "shortcut>0"); may be repeated.',
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help=_doc("seed"))] = _default("seed"),
-    bootstrap: Annotated[int, typer.Option(help=_doc("bootstrap"))] = _default("bootstrap"),
-    sample: Annotated[int, typer.Option(help=_doc("sample"))] = _default("sample"),
-    parts: Annotated[int, typer.Option(help=_doc("parts"))] = _default("parts"),
-    q: Annotated[float, typer.Option("--q", help=_doc("q"))] = _default("q"),
-    suppressed_below: Annotated[int, typer.Option(help=_doc("suppressed_below"))] = _default("suppressed_below"),
-    interval_from: Annotated[int, typer.Option(help=_doc("interval_from"))] = _default("interval_from"),
-    flagged_from: Annotated[int, typer.Option(help=_doc("flagged_from"))] = _default("flagged_from"),
-    effect_d: Annotated[float, typer.Option(help=_doc("effect_d"))] = _default("effect_d"),
-    effect_energy: Annotated[float, typer.Option(help=_doc("effect_energy"))] = _default("effect_energy"),
-    effect_ratio: Annotated[float, typer.Option(help=_doc("effect_ratio"))] = _default("effect_ratio"),
-    confident: Annotated[float, typer.Option(help=_doc("confident"))] = _default("confident"),
+    seed: Seed = DEFAULTS.seed,
+    bootstrap: Bootstrap = DEFAULTS.bootstrap,
+    sample: Annotated[int, typer.Option(help=doc("sample"))] = DEFAULTS.sample,
+    parts: Annotated[int, typer.Option(help=doc("parts"))] = DEFAULTS.parts,
+    q: Annotated[float, typer.Option("--q", help=doc("q"))] = DEFAULTS.q,
+    suppressed_below: SuppressedBelow = DEFAULTS.suppressed_below,
+    interval_from: IntervalFrom = DEFAULTS.interval_from,
+    flagged_from: FlaggedFrom = DEFAULTS.flagged_from,
+    effect_d: EffectD = DEFAULTS.effect_d,
+    effect_energy: EffectEnergy = DEFAULTS.effect_energy,
+    effect_ratio: EffectRatio = DEFAULTS.effect_ratio,
+    confident: Annotated[float, typer.Option(help=doc("confident"))] = DEFAULTS.confident,
     storage: StorageOptions = None,
     source_storage: SourceStorageOptions = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
-    ] = None,
+    address: RayAddress = None,
     log_format: LogFormat = "text",
 ) -> None:
     """Find what the heatmaps of a lake tell of dataset and model; the same command again does what is left.
@@ -107,13 +106,13 @@ def audit(
         conditions = [parse(text) for text in fail_on or []]
         options = storage_options(storage)
         uri = absolute_uri(lake)
-        settings = _settings(
+        settings = settings_of(
             groups=_names(groups or []),
             cluster=cluster,
             method=method,
             layer=layer,
             targets=targets,
-            boxes=_boxes(boxes, uri, options),
+            boxes=absolute_boxes(boxes, uri, options),
             masks=None if masks is None else absolute_uri(masks),
             seed=seed,
             bootstrap=bootstrap,
@@ -156,49 +155,6 @@ def _names(given: Sequence[str]) -> tuple[str, ...]:
     """Split lists at their commas; each name once."""
     names = (name.strip() for each in given for name in each.split(","))
     return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _settings(**values: Any) -> Settings:
-    """Return the settings.
-
-    Raises:
-        InputError: a value is out of range; the message names its option.
-    """
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        message = str(first["msg"])
-        raise InputError(f"--{option}: {message[0].lower()}{message[1:]} (it is {first['input']!r})") from None
-
-
-def _boxes(given: str | None, lake: str, options: dict[str, Any]) -> str | None:
-    """Return a path as an absolute one, since workers may run in other folders, and a column's name as it is."""
-    if given is None or given in read_manifest(LakeStore(lake, options)).attributes or not Path(given).exists():
-        return given
-    return absolute_uri(given)
-
-
-def connect(address: str | None) -> None:
-    """Join a Ray cluster, or start a Ray of this machine's size.
-
-    Raises:
-        InputError: no cluster answers.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    joins = address or os.environ.get("RAY_ADDRESS")
-    if not joins:
-        # Without "local" Ray would join whatever 'ray start' left running on this machine.
-        ray.init("local", include_dashboard=False, log_to_driver=True, logging_level="ERROR")
-        return
-    try:
-        ray.init(address=joins, log_to_driver=True)
-    except ConnectionError as error:
-        raise InputError(f"no Ray cluster answers at '{joins}' ({error}); check --address or RAY_ADDRESS") from None
 
 
 def print_summary(result: AuditResult) -> None:

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from jobs.audit import connect
+from jobs.audit_options import (
+    DEFAULTS,
+    AuditTargets,
+    Bootstrap,
+    ClusterColumn,
+    EffectD,
+    EffectEnergy,
+    EffectRatio,
+    FlaggedFrom,
+    IntervalFrom,
+    Masks,
+    RayAddress,
+    RayTasks,
+    Seed,
+    SuppressedBelow,
+    absolute_boxes,
+    connect,
+    settings_of,
+)
 from jobs.config import absolute_uri
 from jobs.options import LogFormat, StorageOptions, storage_options
 from jobs.run import EXIT_DONE, EXIT_FAILURES, main_of, plain_errors
@@ -19,26 +35,14 @@ from pipeline.audit.compare_conditions import Condition, parse
 from pipeline.audit.compare_words import verdict
 from pipeline.audit.gather import Interrupted
 from pipeline.engine.log import Line, tell
-from pipeline.lake import LakeStore
-from pipeline.lake.documents import read_manifest
-from schemas.audit import Settings
-from schemas.errors import InputError
 
 _SHOWN = 5
-
-
-def _doc(field: str) -> str:
-    return str(Settings.model_fields[field].description)
-
-
-def _default(field: str) -> Any:
-    return Settings.model_fields[field].default
 
 
 def compare(
     lake_a: Annotated[str, typer.Argument(metavar="LAKE_A", help="URI of the lake that is compared with.")],
     lake_b: Annotated[str, typer.Argument(metavar="LAKE_B", help="URI of the lake that is compared.")],
-    cluster: Annotated[str | None, typer.Option(metavar="COLUMN", help=_doc("cluster"))] = None,
+    cluster: ClusterColumn = None,
     method: Annotated[
         str | None, typer.Option(help="Method that is compared. Default: the first of A that B has, too.")
     ] = None,
@@ -50,22 +54,19 @@ def compare(
         str | None,
         typer.Option("--layer-b", help="Layer of B. Default: A's, and where B lacks it the last of its method."),
     ] = None,
-    targets: Annotated[Literal["predicted", "label", "all"] | None, typer.Option(help=_doc("targets"))] = None,
+    targets: AuditTargets = None,
     boxes: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN|URI", help="Column with boxes, COCO JSON file, or folder of VOC XML files, of both lakes."
         ),
     ] = None,
-    masks: Annotated[str | None, typer.Option(metavar="URI", help=_doc("masks"))] = None,
+    masks: Masks = None,
     output: Annotated[
         str | None,
         typer.Option(metavar="URI", help="Folder of the comparison. Default: LAKE_B.against-A, beside lake B."),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Ray tasks at a time; 0: in this process, without Ray. Default: one per CPU."),
-    ] = None,
+    workers: RayTasks = None,
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,23 +75,20 @@ def compare(
             'they are looked at ("location>0") or in a measure ("border_enrichment>2"); may be repeated.',
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help=_doc("seed"))] = _default("seed"),
-    bootstrap: Annotated[int, typer.Option(help=_doc("bootstrap"))] = _default("bootstrap"),
+    seed: Seed = DEFAULTS.seed,
+    bootstrap: Bootstrap = DEFAULTS.bootstrap,
     sample: Annotated[
         int, typer.Option(help="Maps of each lake that are kept to test the location priors and to pair images.")
-    ] = _default("sample"),
-    q: Annotated[float, typer.Option("--q", help="False discovery rate of all tests together.")] = _default("q"),
-    suppressed_below: Annotated[int, typer.Option(help=_doc("suppressed_below"))] = _default("suppressed_below"),
-    interval_from: Annotated[int, typer.Option(help=_doc("interval_from"))] = _default("interval_from"),
-    flagged_from: Annotated[int, typer.Option(help=_doc("flagged_from"))] = _default("flagged_from"),
-    effect_d: Annotated[float, typer.Option(help=_doc("effect_d"))] = _default("effect_d"),
-    effect_energy: Annotated[float, typer.Option(help=_doc("effect_energy"))] = _default("effect_energy"),
-    effect_ratio: Annotated[float, typer.Option(help=_doc("effect_ratio"))] = _default("effect_ratio"),
+    ] = DEFAULTS.sample,
+    q: Annotated[float, typer.Option("--q", help="False discovery rate of all tests together.")] = DEFAULTS.q,
+    suppressed_below: SuppressedBelow = DEFAULTS.suppressed_below,
+    interval_from: IntervalFrom = DEFAULTS.interval_from,
+    flagged_from: FlaggedFrom = DEFAULTS.flagged_from,
+    effect_d: EffectD = DEFAULTS.effect_d,
+    effect_energy: EffectEnergy = DEFAULTS.effect_energy,
+    effect_ratio: EffectRatio = DEFAULTS.effect_ratio,
     storage: StorageOptions = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join ('auto', or an address). Default: RAY_ADDRESS, else a Ray of its own."),
-    ] = None,
+    address: RayAddress = None,
     log_format: LogFormat = "text",
 ) -> None:
     """Compare the heatmaps of lake B with those of lake A; the same command again does what is left.
@@ -102,12 +100,12 @@ def compare(
     with plain_errors(log_format):
         conditions = [parse(text) for text in fail_on or []]
         options, uri = storage_options(storage), absolute_uri(lake_a)
-        settings = _settings(
+        settings = settings_of(
             cluster=cluster,
             method=method,
             layer=layer,
             targets=targets,
-            boxes=_boxes(boxes, uri, options),
+            boxes=absolute_boxes(boxes, uri, options),
             masks=None if masks is None else absolute_uri(masks),
             seed=seed,
             bootstrap=bootstrap,
@@ -139,28 +137,6 @@ def compare(
             raise typer.Exit(128 + error.signal) from None
         print_summary(result)
         raise typer.Exit(EXIT_FAILURES if print_failures(result, conditions) else EXIT_DONE)
-
-
-def _settings(**values: Any) -> Settings:
-    """Return the settings.
-
-    Raises:
-        InputError: a value is out of range; the message names its option.
-    """
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("_", "-")
-        message = str(first["msg"])
-        raise InputError(f"--{option}: {message[0].lower()}{message[1:]} (it is {first['input']!r})") from None
-
-
-def _boxes(given: str | None, lake: str, options: dict[str, Any]) -> str | None:
-    """Return a path as an absolute one, since workers may run in other folders, and a column's name as it is."""
-    if given is None or given in read_manifest(LakeStore(lake, options)).attributes or not Path(given).exists():
-        return given
-    return absolute_uri(given)
 
 
 def print_summary(result: Comparison) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.audit import connect
+from jobs.audit_options import connect
 from jobs.config import absolute_uri
 from jobs.options import StorageOptions, storage_options
 from jobs.run import main_of, plain_errors

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.audit import connect
+from jobs.audit_options import connect
 from jobs.config import absolute_uri
 from jobs.evaluate_labels import Ignore, MissingImages, TruthStorage, TruthUri, UnknownClasses
 from jobs.options import StorageOptions, storage_options
