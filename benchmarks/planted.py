@@ -8,7 +8,9 @@ their lake is audited, with the causal check.
 
 - *Found first*: the audit's first finding is about the digit eight, its place is at the corners, and at least half of
   its images carry the sticker.
-- *False flag*: some finding of the kind ``shortcut`` is not about the sticker; at prevalence 0, any such finding.
+- *Another class there*: some finding of the kind ``shortcut`` is about another digit, its place is at the corners and
+  at least half of its images carry the sticker: what stands in for an eight may stand in for a nine, too.
+- *False flag*: some finding of that kind is neither; at prevalence 0, any such finding.
 - *Said to be used*: the causal check of a finding about the sticker says that the model uses it.
 - *Sticker's effect*: mean rise of the probability of 'eight' where the sticker is pasted into scenes without an eight.
 
@@ -74,14 +76,18 @@ def at_corners(finding: Finding) -> bool:
     return bool((near[0] & near[1]).mean() >= 0.5)
 
 
-def about_the_sticker(finding: Finding, marked: set[str]) -> bool:
-    """Say whether a finding is about the sticker: its class, its place, and at least half of its images."""
+def at_the_sticker(finding: Finding, marked: set[str]) -> bool:
+    """Say whether a finding of any class is at the sticker: its place, and at least half of its images."""
     return (
-        finding.target_class == PLAIN.sticker_class
-        and at_corners(finding)
+        at_corners(finding)
         and bool(finding.images)
         and bool(np.mean([image.image_id in marked for image in finding.images]) >= 0.5)
     )
+
+
+def about_the_sticker(finding: Finding, marked: set[str]) -> bool:
+    """Say whether a finding is about the sticker: at it, and of its class."""
+    return finding.target_class == PLAIN.sticker_class and at_the_sticker(finding, marked)
 
 
 def marked_images(lake: str) -> set[str]:
@@ -97,7 +103,7 @@ def audited(lake: str, home: Path, scenes: Callable[[], Sequence[Scene]]) -> Row
     result = run_audit(lake, Settings(groups=("site",)), output, say=lambda line: None, workers=0, causal=_CAUSAL)
     marked = marked_images(lake)
     right = [about_the_sticker(each, marked) for each in result.findings]
-    shortcuts = [each.kind == "shortcut" for each in result.findings]
+    shortcuts = [each for each in result.findings if each.kind == "shortcut"]
     about = [each for each, it in zip(result.findings, right, strict=True) if it]
     checked = next((each for each in about if each.causal is not None), None)
     shown = None if checked is None else verdict_where_shown(lake, scenes(), checked)
@@ -106,15 +112,15 @@ def audited(lake: str, home: Path, scenes: Callable[[], Sequence[Scene]]) -> Row
         "maps": result.manifest.counted,
         "found_first": bool(right) and right[0],
         "found": bool(about),
-        "flagged": any(shortcuts),
-        "false_flag": any(is_one and not it for is_one, it in zip(shortcuts, right, strict=True)),
+        "other_class": any(at_the_sticker(each, marked) and not about_the_sticker(each, marked) for each in shortcuts),
+        "false_flag": any(not at_the_sticker(each, marked) for each in shortcuts),
         "said_used": None if checked is None or checked.causal is None else checked.causal.used,
         "where_shown": shown,
-        "findings": [_short(each, it) for each, it in zip(result.findings, right, strict=True)],
+        "findings": [_short(each, it, marked) for each, it in zip(result.findings, right, strict=True)],
     }
 
 
-def _short(finding: Finding, right: bool) -> Row:
+def _short(finding: Finding, right: bool, marked: set[str]) -> Row:
     return {
         "kind": finding.kind,
         "class": finding.target_class,
@@ -126,6 +132,8 @@ def _short(finding: Finding, right: bool) -> Row:
         "q": finding.q,
         "used": None if finding.causal is None else finding.causal.used,
         "sticker": right,
+        "images": len(finding.images),
+        "marked": sum(image.image_id in marked for image in finding.images),
     }
 
 
@@ -164,8 +172,9 @@ def _learnt(weights: Path, seed: int, sizes: Sizes) -> Row:
 def summary(rows: Sequence[Row]) -> list[str]:
     """Return tables in Markdown."""
     lines = [
-        "| prevalence | seeds | found first | found | false flag | said to be used | sticker's effect (range) |",
-        "|---|---|---|---|---|---|---|",
+        "| prevalence | seeds | found first | found | said to be used | another class there | false flag "
+        "| sticker's effect (range) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     mine = [row for row in rows if row["work"] == "planted"]
     for level in sorted({row["prevalence"] for row in mine}, reverse=True):
@@ -173,8 +182,8 @@ def summary(rows: Sequence[Row]) -> list[str]:
         checked = [row["said_used"] for row in some if row["said_used"] is not None]
         lines.append(
             f"| {level:.0%} | {len(some)} | {_of(row['found_first'] for row in some)} | "
-            f"{_of(row['found'] for row in some)} | {_of(row['false_flag'] for row in some)} | {_of(checked)} | "
-            f"{_effect(some)} |"
+            f"{_of(row['found'] for row in some)} | {_of(checked)} | {_of(row['other_class'] for row in some)} | "
+            f"{_of(row['false_flag'] for row in some)} | {_effect(some)} |"
         )
     unused = [row for row in rows if row["work"] == "harmless"]
     if unused:

@@ -80,7 +80,7 @@ class Recorder(ProgressMonitor):
         self.last = self.began
         self.worker_mib = 0.0
         self.driver_cpu = self.machine_cpu = 0.0
-        self._workers = workers
+        self._wanted = workers
         self._enough = enough
         self._process_seconds = 0.0
         self._stopped = False
@@ -90,19 +90,19 @@ class Recorder(ProgressMonitor):
         super().worker_ready(info)
         self.ready.append(time.monotonic())
         self.commits[info.name] = []
-        if len(self.ready) == self._workers:
+        if len(self.ready) == self._wanted:
             psutil.cpu_percent()
             self._process_seconds = time.process_time()
 
     def worker_lost(self, name: str, reason: str, kind: str) -> None:
         """No worker may die here."""
-        raise CamlakeError(f"{name} died ({reason}); is there memory for {self._workers} workers?")
+        raise CamlakeError(f"{name} died ({reason}); is there memory for {self._wanted} workers?")
 
     def unit_done(self, outcome: Outcome) -> None:
         """A unit is committed."""
         super().unit_done(outcome)
         self.last = time.monotonic()
-        if len(self.ready) < self._workers or self._stopped:
+        if len(self.ready) < self._wanted or self._stopped:
             return
         self.commits[outcome.worker].append(self.last)
         if min(map(len, self.commits.values())) > self._enough:

@@ -79,6 +79,8 @@ def test_a_finding_is_about_the_sticker_by_class_place_and_images() -> None:
     assert not planted.about_the_sticker(finding(corner, "abb"), {"a"})
     assert not planted.about_the_sticker(finding(corner, ""), {"a"})
     assert not planted.about_the_sticker(finding(corner, target_class=3), {"a"})
+    assert planted.at_the_sticker(finding(corner, target_class=3), {"a"})
+    assert not planted.at_the_sticker(finding(edge, target_class=3), {"a"})
     assert not planted.about_the_sticker(finding(edge), {"a"})
     assert not planted.about_the_sticker(finding(None), {"a"})
     assert planted.about_the_sticker(finding(None, measure="corner_enrichment"), {"a"})
@@ -86,13 +88,13 @@ def test_a_finding_is_about_the_sticker_by_class_place_and_images() -> None:
 
 def test_tables_count_runs() -> None:
     def row(work: str, seed: int, prevalence: float | None, **more: Any) -> dict[str, Any]:
-        known = {"found_first": True, "found": True, "false_flag": False, "said_used": True}
+        known = {"found_first": True, "found": True, "other_class": False, "false_flag": False, "said_used": True}
         effect = {"sticker": 0.3, "control": 0.2, "plain": 0.1 * (seed + 1)}
         return known | {"work": work, "seed": seed, "prevalence": prevalence, "effect": effect} | more
 
     used, unused = {"used": True, "unused": False}, {"used": False, "unused": True}
     rows = [
-        row("planted", 0, 0.05, check=used),
+        row("planted", 0, 0.05, check=used, other_class=True),
         row("planted", 1, 0.05, check=used, found_first=False, false_flag=True, said_used=None),
         row("planted", 0, 0.0, found_first=False, found=False, said_used=None),
         row("harmless", 0, None, check=unused, found=False, said_used=None),
@@ -100,8 +102,8 @@ def test_tables_count_runs() -> None:
         row("harmless", 1, None, check=unused, said_used=False, where_shown={"change": -0.2, "images": 6, "behind": 7}),
     ]
     lines = planted.summary(rows)
-    assert "| 5% | 2 | 1 of 2 | 2 of 2 | 1 of 2 | 1 of 1 | +0.15 (+0.10 to +0.20) |" in lines
-    assert "| 0% | 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 0 | +0.20 (+0.20 to +0.20) |" in lines
+    assert "| 5% | 2 | 1 of 2 | 2 of 2 | 1 of 1 | 1 of 2 | 1 of 2 | +0.15 (+0.10 to +0.20) |" in lines
+    assert "| 0% | 1 | 0 of 1 | 0 of 1 | 0 of 0 | 0 of 1 | 0 of 1 | +0.20 (+0.20 to +0.20) |" in lines
     assert "| its effect | +0.03 (+0.00 to +0.10) |" in lines
     assert "| flagged | 2 of 3 |" in lines
     assert "| of these, said to be used | 1 of 2 |" in lines
@@ -116,7 +118,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFi
     assert planted.main([*arguments, "--prevalence", "0.2"]) == 0
     first = capsys.readouterr()
     assert first.err.count("s of CPU") == 1
-    assert "| 20% | 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 0 |" in first.out
+    assert "| 20% | 1 | 0 of 1 | 0 of 1 | 0 of 0 | 0 of 1 | 0 of 1 |" in first.out
     assert planted.main([*arguments, "--prevalence", "0.2"]) == 0
     again = capsys.readouterr()
     assert (again.err, again.out) == ("", first.out)
