@@ -200,9 +200,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
             f"| of these, said to be used | {_of(said)} |",
             f"| change where the spot is on the patch (range) | {_changes(unused)} |",
             f"| other false flags | {_of(row['false_flag'] for row in unused)} |",
-            f"| said to be used | {_of(each['used'] for each in checked)} |",
-            f"| said not to be used | {_of(each['unused'] for each in checked)} |",
-            f"| stickers said to be used | {_of(one['used'] for one, _ in pairs)} |",
+            f"| the very patches said to be used | {_of(each['used'] for each in checked)} |",
+            f"| the very patches said not to be used | {_of(each['unused'] for each in checked)} |",
+            f"| the very stickers said to be used | {_of(one['used'] for one, _ in pairs)} |",
             f"| separated | {_of(one['used'] and not other['used'] for one, other in pairs)} |",
         ]
     return lines

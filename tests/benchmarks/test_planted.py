@@ -108,8 +108,8 @@ def test_tables_count_runs() -> None:
     assert "| flagged | 2 of 3 |" in lines
     assert "| of these, said to be used | 1 of 2 |" in lines
     assert "| change where the spot is on the patch (range) | -0.15 (-0.20 to -0.10), 11 of 16 images |" in lines
-    assert "| said to be used | 1 of 3 |" in lines
-    assert "| said not to be used | 2 of 3 |" in lines
+    assert "| the very patches said to be used | 1 of 3 |" in lines
+    assert "| the very patches said not to be used | 2 of 3 |" in lines
     assert "| separated | 2 of 3 |" in lines
 
 
