@@ -64,7 +64,12 @@ def load_model(lake: Lake) -> LakeModel:
     except ValidationError as error:
         raise LakeError(f"{lake.store.uri}: the manifest's job cannot be read ({error.error_count()} errors)") from None
     layers = [layer for method in job.methods for layer in method.layers or ()]
-    replica = load_replica(job.model, device="cuda" if torch.cuda.is_available() else "cpu", method_layers=layers)
+    replica = load_replica(
+        job.model,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        method_layers=layers,
+        winograd=job.compute.winograd,
+    )
     if replica.digest != lake.manifest.model.digest:
         raise InputError(
             f"model.weights: {job.model.weights} changed since the run (digest {replica.digest[:12]}, the lake has "

@@ -84,7 +84,9 @@ class AttributionWorker:
         if self._device == "cpu":
             torch.set_num_threads(job.compute.threads or max(1, int(job.workers.cpus)))
         method_layers = [layer for method in job.methods for layer in method.layers or ()]
-        self.replica = load_replica(job.model, device=self._device, method_layers=method_layers)
+        self.replica = load_replica(
+            job.model, device=self._device, method_layers=method_layers, winograd=job.compute.winograd
+        )
         if self.manifest is not None and self.replica.digest != self.manifest.model.digest:
             raise InputError(
                 f"model.weights: {job.model.weights} changed since the run began "

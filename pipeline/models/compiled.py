@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
-from torch import Tensor, nn
+import torch._inductor.config
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from pipeline.models.fusion import fuse_winograd
+from pipeline.models.products import keep_products
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +44,10 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
     """
     example = example.clone()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_FORMS)
-    with torch.no_grad():
+    with _frozen():
         expected = network(example.clone())
-        candidate = torch.compile(network, dynamic=False, fullgraph=True, options={"freezing": True})
+        options: dict[str, Any] = {"freezing": True, "joint_custom_pre_pass": _Passes()}
+        candidate = torch.compile(network, dynamic=False, fullgraph=True, options=options)
         try:
             found = candidate(example.clone())
         except (TorchDynamoException, FailOnRecompileLimitHit, RuntimeError, OSError) as error:
@@ -50,11 +60,34 @@ def compiled(network: nn.Module, example: Tensor) -> Callable[[Tensor], Any]:
         return network
 
     def run(images: Tensor) -> Any:
-        # Frozen weights are constants only while no gradient can be asked for.
-        with torch.no_grad():
+        with _frozen():
             return candidate(images)
 
     return run
+
+
+class _Passes(CustomGraphPass):
+    """What is changed in a network before the compiler's own passes."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        fuse_winograd(graph)
+        keep_products(graph)
+
+    def uuid(self) -> str:
+        """Return what a graph that the compiler has kept depends on."""
+        sources = (Path(inspect.getfile(each)).read_bytes() for each in (fuse_winograd, keep_products))
+        return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Have weights become constants.
+
+    They do only while no gradient can be asked for, and only if the setting is on where the compiler reads the
+    network, at a first call: as an option of ``torch.compile`` alone it comes too late for that.
+    """
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        yield
 
 
 def _agree(found: Any, expected: Any, tolerance: float) -> bool:

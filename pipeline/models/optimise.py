@@ -1,8 +1,9 @@
-"""A faster model with the same outputs: batch norm folded into convolutions, channels-last memory, precision."""
+"""A faster model with the same outputs: batch norm folded, channels-last memory, precision, Winograd's method."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.cam.base import TargetLayer
 from pipeline.models.trace import evaluating, forward, hooked, probe_image
+from pipeline.models.winograd import WinogradConv2d, available, replaceable
 from schemas.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,6 +35,7 @@ def prepare(
     device: str | torch.device = "cpu",
     *,
     input_size: tuple[int, int] | None = None,
+    winograd: bool = True,
 ) -> tuple[nn.Module, list[TargetLayer]]:
     """Return a frozen, folded, channels-last copy on the device, and the same layers in it.
 
@@ -44,6 +49,8 @@ def prepare(
         precision: of parameters and activations.
         device: torch device.
         input_size: (H, W) of the probing forwards.
+        winograd: compute 3 x 3 convolutions by Winograd's method, on a CPU in float32
+            (:class:`pipeline.models.winograd.WinogradConv2d`). Later changes of their weights are not seen then.
 
     Raises:
         InputError: there is no such device, or the model does not run at this size.
@@ -56,6 +63,8 @@ def prepare(
         copied = copied.to(DTYPES[precision])
         copied.register_forward_pre_hook(_CastInput(DTYPES[precision]))
         copied.register_forward_hook(_float_logits)
+    elif winograd and target.type == "cpu":
+        _use_winograd(copied, layers, input_size)
     return copied, [TargetLayer(layer.name, copied.get_submodule(layer.name), layer.to_grid) for layer in layers]
 
 
@@ -74,6 +83,22 @@ def usable_device(device: str | torch.device) -> torch.device:
             f"compute on the CPU, or start the workers where there is one"
         ) from error
     return target
+
+
+def _use_winograd(model: nn.Module, layers: Sequence[TargetLayer], input_size: tuple[int, int] | None) -> None:
+    """Replace the convolutions of ``model`` that can be, unless its outputs then differ."""
+    found = {name: module for name, module in model.named_modules() if replaceable(module)}
+    if not found or not available():
+        return
+    image = probe_image(model, input_size, batch=1, seed=4)
+    before = outputs(model, layers, image)
+    for name, module in found.items():
+        assert isinstance(module, nn.Conv2d)
+        _replace(model, name, WinogradConv2d(module))
+    if not _same(before, outputs(model, layers, image)):
+        _log.warning("winograd.cpp is not used: the network gives other values with it; please report this machine")
+        for name, module in found.items():
+            _replace(model, name, module)
 
 
 class _CastInput:
@@ -207,6 +232,10 @@ def outputs(model: nn.Module, layers: Sequence[TargetLayer], image: Tensor) -> t
 
 def _agree(a: nn.Module, b: nn.Module, layers: Sequence[TargetLayer], input_size: tuple[int, int] | None) -> bool:
     image = probe_image(a, input_size, batch=1, seed=4)
-    (logits_a, grids_a), (logits_b, grids_b) = outputs(a, layers, image), outputs(b, layers, image)
+    return _same(outputs(a, layers, image), outputs(b, layers, image))
+
+
+def _same(a: tuple[Tensor, dict[str, Tensor]], b: tuple[Tensor, dict[str, Tensor]]) -> bool:
+    (logits_a, grids_a), (logits_b, grids_b) = a, b
     pairs = [(logits_a, logits_b), *((grids_a[name], grids_b[name]) for name in grids_a)]
     return all(bool((x - y).abs().max() <= FOLD_TOLERANCE * x.abs().max()) for x, y in pairs)

@@ -83,13 +83,16 @@ class Replica:
         )
 
 
-def load_replica(config: schemas.job.Model, *, device: str = "cpu", method_layers: Sequence[str] = ()) -> Replica:
+def load_replica(
+    config: schemas.job.Model, *, device: str = "cpu", method_layers: Sequence[str] = (), winograd: bool = True
+) -> Replica:
     """Build the model, load its weights, find its layers and prepare it for the device.
 
     Args:
         config: the job file's ``model``.
         device: torch device.
         method_layers: further layers that methods name; they are checked and described like the default ones.
+        winograd: see :func:`pipeline.models.optimise.prepare`.
 
     Raises:
         InputError: anything that the job file has wrong; one sentence with the field and the remedy.
@@ -122,7 +125,7 @@ def load_replica(config: schemas.job.Model, *, device: str = "cpu", method_layer
     head = next((h for layer in reversed([*further, *layers]) if (h := find_linear_head(model, layer, size))), None)
     weights_digest = digest(model)
 
-    prepared, copies = prepare(model, [*layers, *further], config.precision, device, input_size=size)
+    prepared, copies = prepare(model, [*layers, *further], config.precision, device, input_size=size, winograd=winograd)
     if head is not None:
         bias = None if head.bias is None else head.bias.to(device)
         head = LinearHead(head.layer, head.weight.to(device), bias)

@@ -110,3 +110,23 @@ def test_maps_are_the_same_up_to_rounding(stem: bool) -> None:
     for method, maps in expected.maps.items():
         for layer, each in maps.items():
             assert torch.allclose(found[method, layer], each, atol=1e-5), (method, layer)
+
+
+def test_weights_are_constants() -> None:
+    network = nn.Conv2d(3, 8, 3).eval()
+    images = nets.images(2)
+    fast = compiled(network, images)
+    with torch.no_grad():
+        before = network(images)
+        network.weight.zero_()
+    assert torch.allclose(fast(images), before, atol=1e-5)
+    with torch.inference_mode():  # another mode, in which the network is read again
+        assert torch.equal(fast(images), network(images))
+
+
+@pytest.mark.parametrize("columns", [3, 5, 10])
+def test_rows_of_few_columns_have_the_same_bits_in_any_place(columns: int) -> None:
+    network, rows = nn.Linear(64, columns).eval(), torch.randn(16, 64)
+    fast = compiled(network, rows)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(fast(rows[order]), fast(rows)[order])
