@@ -176,8 +176,12 @@ class Subject:
         return self.replica.layers[-1].name
 
 
-def load_subject(config: Model) -> Subject:
+def load_subject(config: Model, *, winograd: bool = True) -> Subject:
     """Load a model in both forms.
+
+    Args:
+        config: the model.
+        winograd: whether our form computes 3 x 3 convolutions by Winograd's method.
 
     Raises:
         InputError: name or weights are wrong, or the two forms disagree.
@@ -188,7 +192,7 @@ def load_subject(config: Model) -> Subject:
     if choice.kind == "uri" and choice.value is not None:
         load(plain, read(choice.value, config.storage_options), choice.value)
     plain = plain.float().eval()
-    replica = load_replica(config)
+    replica = load_replica(config, winograd=winograd)
     probe = generated_images(1, replica.preprocess.input_size)
     with torch.no_grad():
         theirs, ours = plain(probe), replica.model(probe)

@@ -61,7 +61,8 @@ FIVE_WORK = "Score-CAM exact, five classes"
 LEVERS: dict[str, dict[str, bool]] = {
     "ours without the stem's linearity": {"stem": False},
     "ours without torch.compile": {"compile": False},
-    "ours without either": {"compile": False, "stem": False},
+    "ours without Winograd's method": {"winograd": False},
+    "ours without any of these": {"compile": False, "stem": False, "winograd": False},
 }
 CONVENTIONS = {"grad-cam": "grad_cam", "torchcam": "torchcam"}
 
@@ -180,9 +181,9 @@ def theirs(case: Case, peer: Peer, ranks: int) -> Callable[[], Tensor]:
     return run
 
 
-def prepare(model: str, options: argparse.Namespace) -> Case:
+def prepare(model: str, options: argparse.Namespace, *, winograd: bool = True) -> Case:
     """Return what all contestants are given; equal in every process."""
-    subject = load_subject(model_config(model, options))
+    subject = load_subject(model_config(model, options), winograd=winograd)
     return make_case(subject, load_images(subject.replica, options), options.mask_batch, options.eager)
 
 
@@ -191,8 +192,8 @@ def our_contestants(model: str, options: argparse.Namespace) -> list[Contestant]
     case = prepare(model, options)
     forward = case.make_forward()
 
-    def mine(name: str, convention: str, targets: list[list[int]], **form: bool) -> Contestant:
-        attributor = ours(case, convention, **form)
+    def mine(name: str, convention: str, targets: list[list[int]], winograd: bool = True, **form: bool) -> Contestant:
+        attributor = ours(case if winograd else prepare(model, options, winograd=False), convention, **form)
         return Contestant(name, lambda: attributor(case.images, targets), lambda: attributor.warm_up(case.size))
 
     one = [[target] for target in case.predicted]
