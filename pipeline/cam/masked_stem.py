@@ -17,7 +17,7 @@ from torch.nn import functional
 
 #: Most bytes of one image's responses.
 MEMORY_LIMIT = 192 * 2**20
-#: The direct convolution must cost so many times the products' multiply-adds. 3 x 3 kernels do not (1.6 to 2 times), and
+#: The direct convolution must cost so many times the products' multiply-adds. 3 x 3 kernels do not (1.6 to 2 times);
 #: with their weights laid out by the compiler they are faster as they are, masked images and all.
 MIN_GAIN = 3.0
 #: Terms below which writing the output takes longer than the arithmetic, so that fewer would save nothing.

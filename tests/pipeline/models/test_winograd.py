@@ -67,8 +67,8 @@ def test_the_error_is_at_most_a_few_times_the_direct_one() -> None:
     def error(values: Tensor) -> float:
         return float((values - exact).pow(2).mean().sqrt())
 
-    # With the points 0, +-1, +-2 it is about ten times the direct one.
-    assert error(found) <= 6 * error(layer(source))
+    # About twice; with the points 0, +-1, +-2 it would be about four times.
+    assert error(found) <= 3 * error(layer(source))
 
 
 @pytest.mark.parametrize("relu", [False, True])
