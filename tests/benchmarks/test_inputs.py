@@ -85,8 +85,8 @@ def test_the_model_in_a_weights_uri_is_replaced(tmp_path: Path) -> None:
 def test_a_subject_whose_forms_disagree_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     original = inputs.load_replica
 
-    def other_weights(config: object) -> object:
-        replica = original(config)  # type: ignore[arg-type]
+    def other_weights(config: object, **options: bool) -> object:
+        replica = original(config, **options)  # type: ignore[arg-type]
         with torch.no_grad():
             replica.model.head.bias.add_(1.0)  # type: ignore[union-attr,operator]
         return replica
