@@ -242,8 +242,8 @@ class Compute(Strict):
     winograd: bool = Field(
         True,
         description=(
-            "On a CPU in float32, compute 3 x 3 convolutions of stride 1 by Winograd's method, as exactly as directly "
-            "and in half the time. Without a C++ compiler they are computed directly."
+            "On a CPU in float32, compute 3 x 3 convolutions of stride 1 by Winograd's method: in half the time, with "
+            "twice the rounding error of float32. Without a C++ compiler they are computed directly."
         ),
     )
     threads: int | None = Field(None, ge=1, description="Torch threads per CPU worker. Default: the worker's cpus.")

@@ -11,7 +11,7 @@ import pipeline.models.winograd  # noqa: F401 (registers the operator)
 def fuse_winograd(graph: fx.Graph) -> None:
     """Turn ``relu(winograd(x) + y)`` and ``relu(winograd(x))`` into one operation each, in place.
 
-    The sum is taken along only with a ReLU behind it, and only of tensors of one shape.
+    The sum is taken along only with a ReLU behind it, and only of tensors of one shape and precision.
     """
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is torch.ops.aten.relu.default:
@@ -40,7 +40,8 @@ def _summands(add: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     for source, other in (add.args, add.args[::-1]):
         if not isinstance(source, fx.Node) or not isinstance(other, fx.Node) or source is other:
             continue
-        if _plain(source) and source.meta["val"].shape == other.meta["val"].shape:
+        mine, theirs = source.meta["val"], other.meta["val"]
+        if _plain(source) and mine.shape == theirs.shape and mine.dtype == theirs.dtype:
             return source, other
     return None, None
 

@@ -63,20 +63,26 @@ def _machine(compiler: str) -> list[bytes]:
 
 def _folder() -> Path:
     """Return a folder that only this user can write, since what lies in it is run."""
-    given = os.environ.get("CAMLAKE_CACHE")
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(given) if given else Path(cache) / "camlake"
     try:
+        folder = _cache()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-        if status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            if os.access(folder, os.W_OK):
-                return folder
-            raise PermissionError(f"{folder} cannot be written")
-        raise PermissionError(f"{folder} can be written by others")
-    except OSError as error:
-        _log.info("compiled for this process only: %s", error)
-        return _own_folder()
+        if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            reason = f"others can write to {folder}"
+        elif not os.access(folder, os.W_OK):
+            reason = f"{folder} cannot be written to"
+        else:
+            return folder
+    except (OSError, RuntimeError) as error:  # a user without a home is a RuntimeError
+        reason = str(error)
+    _log.info("compiled for this process only: %s", reason)
+    return _own_folder()
+
+
+def _cache() -> Path:
+    if given := os.environ.get("CAMLAKE_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "camlake"
 
 
 @lru_cache

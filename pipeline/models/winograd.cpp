@@ -3,8 +3,7 @@
 // Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016, section 4: with d a 6 x 6 tile of the
 // input, g the 3 x 3 filter and G, B, A the matrices below,  Y = A^T [ (G g G^T) . (B^T d B) ] A  is a 4 x 4 tile of the
 // output, so that 36 multiplications per channel pair do what takes 144. The sums over channels are 36 matrix products.
-// The points are 0, +-3/4, +-3/2 and infinity: with the usual 0, +-1, +-2 the rounding error is twice as large, the
-// largest errors five times.
+// The points are 0, +-3/4, +-3/2 and infinity: with the usual 0, +-1, +-2 the rounding error is larger.
 //
 // An output value is made by the same operations in the same order whatever tiles are computed beside it, by however
 // many threads: no result depends on the batch.

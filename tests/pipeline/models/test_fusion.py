@@ -56,6 +56,7 @@ def sum_is_used(source: Tensor) -> Tensor:
         (lambda x: (convolve(x) + x.mean((2, 3), keepdim=True)).relu(), ["add", "mean", "relu", "winograd"]),
         (lambda x: torch.add(convolve(x), x, alpha=2).relu(), ["add", "relu", "winograd"]),
         (lambda x: (convolve(x) + 1).relu(), ["add", "relu", "winograd"]),
+        (lambda x: (convolve(x) + x.bfloat16()).relu(), ["add", "relu", "winograd"]),
         (lambda x: convolve(x) + x, ["add", "winograd"]),
         (lambda x: convolve(x).relu().relu(), ["relu", "winograd"]),
         (two_users, ["add", "relu", "winograd"]),

@@ -93,12 +93,26 @@ def test_a_folder_that_others_can_write_is_not_used(
     with caplog.at_level(logging.INFO, native.__name__):
         assert answer(native.library(source)) == 42
     assert list(cache.iterdir()) == []
-    assert "can be written by others" in caplog.text
+    assert "others can write to" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_done_without(cache: Path, source: Path) -> None:
     cache.write_text("a file", encoding="utf-8")
     assert answer(native.library(source)) == 42
+
+
+def test_a_user_without_a_home(
+    cache: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CAMLAKE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with caplog.at_level(logging.INFO, native.__name__):
+        assert answer(native.library(source)) == 42
+    assert "for this process only: Could not determine home directory" in caplog.text
 
 
 def test_a_damaged_library_is_not_loaded(
